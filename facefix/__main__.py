@@ -1,0 +1,5 @@
+"""``python -m facefix``."""
+
+from facefix.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""The Typer application and the mapping from errors to exit codes. Commands live in the modules beside this one."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from facefix import __version__
+from facefix.errors import FacefixError
+
+app = typer.Typer(
+    name="facefix",
+    help="Restore the faces in an album of photos so that they look like those people.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"facefix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Restore the faces in an album of photos so that they look like those people."""
+
+
+def run() -> int:
+    """Run the command line on ``sys.argv``; return its exit code (DESIGN: 0, 1, 2, 3, 4, 69, 75, 130, 143)."""
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except FacefixError as error:
+        print(f"facefix: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("facefix: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""The networks. Nothing here knows about files of photos or the command line."""

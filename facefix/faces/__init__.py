@@ -1,0 +1,1 @@
+"""From pixels to people: detection, alignment, embeddings, quality, grouping, references."""

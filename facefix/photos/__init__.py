@@ -1,0 +1,1 @@
+"""Photographs on disk: finding, reading, writing, blending, and what is known about them."""

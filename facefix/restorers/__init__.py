@@ -1,0 +1,1 @@
+"""Restoration methods behind one small protocol."""

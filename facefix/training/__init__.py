@@ -1,0 +1,1 @@
+"""Training: datasets, degradation, losses and the two training loops."""
