@@ -77,7 +77,7 @@ class MobileBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        h = x
+        h: Tensor = x
         if isinstance(self.expand_conv, SameConv2d):
             h = F.relu6(self.bn0(self.expand_conv(h)))
         h = F.relu6(self.bn1(self.depthwise_conv(h)))
