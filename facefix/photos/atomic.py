@@ -1,0 +1,132 @@
+"""Files that appear whole or not at all: temporary file in the same folder, check, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from facefix.errors import PhotoError
+
+TEMPORARY_PREFIX = ".facefix-"
+TEMPORARY_SUFFIX = ".tmp"
+
+_CHUNK_BYTES = 1 << 20
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is a leftover of an interrupted write."""
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def write_bytes(
+    data: bytes, target: Path, *, like: os.stat_result | None = None, verify: Callable[[Path], None] | None = None
+) -> None:
+    """Put ``data`` at ``target``, replacing what is there; folders on the way are made.
+
+    ``like`` gives permissions and modification time. ``verify`` is called with the temporary file before it takes the
+    name, and raises to prevent that. Raises PhotoError, and leaves nothing behind, when it does not work out.
+    """
+    with _temporary(target, like) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        if verify is not None:
+            verify(temporary)
+
+
+def copy_bytes(source: Path, target: Path) -> str:
+    """Copy ``source`` to ``target`` byte for byte, with permissions and modification time; return its sha256.
+
+    The copy is read again and compared before it takes the name. Raises PhotoError, and leaves nothing behind, when it
+    does not work out.
+    """
+    try:
+        like = source.stat()
+        if not stat.S_ISREG(like.st_mode):
+            raise PhotoError(f"{source}: cannot be copied: expected a regular file")
+    except OSError as error:
+        raise PhotoError(f"{source}: cannot be read: {error.strerror or error}") from error
+    with _temporary(target, like) as temporary:
+        expected = _copy_and_hash(source, temporary)
+        if sha256_of(temporary) != expected:
+            raise PhotoError(f"{target}: the copy does not hold what {source} does; check the disk")
+    return expected
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file at ``path``; raises PhotoError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove temporary files of interrupted writes below ``folder``; return how many. Only call while no run writes."""
+    removed = 0
+    for parent, _, names in os.walk(folder):
+        for name in filter(is_temporary, names):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(parent, name))
+                removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, like: os.stat_result | None) -> Iterator[Path]:
+    """Path of a new temporary file beside ``target`` that takes its name when the block ends without an exception."""
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _finish(temporary, like)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise PhotoError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _finish(temporary: Path, like: os.stat_result | None) -> None:
+    if like is not None:
+        os.chmod(temporary, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
+        os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))
+    _sync(temporary)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_and_hash(source: Path, temporary: Path) -> str:
+    """Copy and return the digest of what was read, so that a source that changes meanwhile is noticed elsewhere."""
+    digest = hashlib.sha256()
+    try:
+        reader = open(source, "rb")
+    except OSError as error:
+        raise PhotoError(f"{source}: cannot be read: {error.strerror or error}") from error
+    with reader, open(temporary, "wb") as writer:
+        while chunk := reader.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+    return digest.hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of ``folder``, or of its nearest ancestor that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
