@@ -1,0 +1,505 @@
+"""The catalogue of weights: what each is, where it comes from, its sha256 and licence; find, pull and verify them.
+
+Nothing is fetched without being asked. Installed weights lie in one folder each under `weights_dir()`, with a
+``manifest.json`` that records every file's size and sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from facefix import __version__
+from facefix.download import Patience, RemoteFile, check, fetch, sha256_of
+from facefix.errors import LockHeld, UsageError, WeightsUnavailable
+from facefix.unpack import unpack_zip
+
+MANIFEST = "manifest.json"
+MODEL_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """One file as its publisher offers it."""
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    """None: not known yet; pinned when it is first fetched and installed"""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One entry of the catalogue."""
+
+    name: str
+    summary: str
+    licence: str
+    licence_url: str
+    non_commercial: bool
+    """such a licence is shown, and must be accepted before anything is fetched"""
+    install: str
+    """``unzip``: the one file is a zip; ``refldm``: published checkpoints to import; ``shipped``: comes with facefix"""
+    files: tuple[PublishedFile, ...] = ()
+    contents: tuple[str, ...] = ()
+    """patterns; each must match a file in the installed folder"""
+    note: str = ""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a restoration model in diffusers layout."""
+        return MODEL_INDEX in self.contents
+
+    @property
+    def download_bytes(self) -> int | None:
+        """Size of everything to fetch, None where it is not known."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+CATALOGUE: Mapping[str, Weights] = {
+    entry.name: entry
+    for entry in (
+        Weights(
+            name="small",
+            summary="facefix's own restoration model, trained on free pictures only",
+            licence="Apache-2.0",
+            licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+            non_commercial=False,
+            install="shipped",
+            contents=(MODEL_INDEX,),
+        ),
+        Weights(
+            name="refldm",
+            summary="ReF-LDM (NeurIPS 2024), the published reference-based restoration model",
+            licence="non-commercial research only (ReF-LDM licence)",
+            licence_url="https://github.com/ChiWeiHsiao/ref-ldm#license-and-usage",
+            non_commercial=True,
+            install="refldm",
+            files=(
+                PublishedFile(
+                    "refldm.ckpt",
+                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/refldm.ckpt",
+                    1171354376,
+                    "ad953ba72b52ed32dd280232ff0070bc6cb097a71dce250318730c884e38b778",
+                ),
+                PublishedFile(
+                    "vqgan.ckpt",
+                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/vqgan.ckpt",
+                    778550621,
+                    "7b08407b454f5328aaaf1eda35418a5a53dcc68caaf3bcf12ab88b8f21ec1a5d",
+                ),
+            ),
+            contents=(MODEL_INDEX,),
+            note="trained on FFHQ, which is under CC BY-NC-SA 4.0",
+        ),
+        Weights(
+            name="buffalo_l",
+            summary="insightface: SCRFD-10GF face detector and ArcFace ResNet-50 embeddings",
+            licence="non-commercial research only (insightface model licence)",
+            licence_url="https://github.com/deepinsight/insightface#license",
+            non_commercial=True,
+            install="unzip",
+            files=(
+                PublishedFile(
+                    "buffalo_l.zip",
+                    "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+                    288621354,
+                    "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f",
+                ),
+            ),
+            contents=("det_10g.onnx", "w600k_r50.onnx"),
+        ),
+        Weights(
+            name="retinaface-r50",
+            summary="RetinaFace ResNet-50 face detector of the retinaface-pytorch package",
+            licence="MIT",
+            licence_url="https://github.com/ternaus/retinaface",
+            non_commercial=False,
+            install="unzip",
+            files=(
+                PublishedFile(
+                    "retinaface_resnet50_2020-07-20-f168fae3c.zip",
+                    "https://github.com/ternaus/retinaface/releases/download/0.01/"
+                    "retinaface_resnet50_2020-07-20-f168fae3c.zip",
+                ),
+            ),
+            contents=("*.pth",),
+            note="trained on WIDER FACE, a research data set: its publishers' terms are stricter than MIT",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """What the user decides about a pull."""
+
+    accept_licence: bool = False
+    given: tuple[Path, ...] = ()
+    """files, or folders holding them, to install from instead of the network"""
+    mirror: str | None = None
+    """address of a folder that holds the files by their names; checksums stay those of the catalogue"""
+    repin: bool = False
+    """forget the checksums pinned at an earlier fetch"""
+    keep_downloads: bool = False
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Where a pull tells what it does."""
+
+    say: Callable[[str], None] = lambda _message: None
+    progress: Callable[[str, int, int | None], None] = lambda _file, _got, _total: None
+
+
+def weights_dir() -> Path:
+    """Folder of the installed weights: ``FACEFIX_WEIGHTS_DIR``, or ``facefix/weights`` in the user's data folder."""
+    chosen = os.environ.get("FACEFIX_WEIGHTS_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    return _user_data_dir() / "facefix" / "weights"
+
+
+def _user_data_dir() -> Path:
+    """The platform's folder for data of programs (XDG Base Directory Specification on Linux)."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share"
+
+
+def entry(name: str) -> Weights:
+    """The catalogue's entry of that name; UsageError names those there are."""
+    try:
+        return CATALOGUE[name]
+    except KeyError:
+        raise UsageError(
+            f"{name!r} is not in the catalogue of weights; expected one of: {', '.join(CATALOGUE)}"
+        ) from None
+
+
+def installed_folder(name: str, home: Path | None = None) -> Path | None:
+    """Folder of the installed weights of that name, None when they are not (wholly) there."""
+    weights = entry(name)
+    folders = _shipped_folders(name) if weights.install == "shipped" else ((home or weights_dir()) / name,)
+    return next((folder for folder in folders if _is_complete(weights, folder)), None)
+
+
+def _shipped_folders(name: str) -> tuple[Path, ...]:
+    """Where weights that ship with facefix lie: in the wheel, or in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "_models" / name, package.parent / "models" / name
+
+
+def _is_complete(weights: Weights, folder: Path) -> bool:
+    return folder.is_dir() and all(any(folder.glob(pattern)) for pattern in weights.contents)
+
+
+def find_model(name_or_dir: str | Path) -> Path:
+    """Folder (diffusers layout) of a restoration model given by its name in the catalogue or by its folder.
+
+    A name of the catalogue wins over a folder of the same name; write ``./small`` for the folder. Raises
+    WeightsUnavailable when it is not installed, with what to do.
+    """
+    name = str(name_or_dir)
+    if name in CATALOGUE:
+        weights = CATALOGUE[name]
+        if not weights.is_model:
+            raise UsageError(f"model {name!r}: expected a restoration model, found {weights.summary}")
+        folder = installed_folder(name)
+        if folder is None:
+            raise WeightsUnavailable(f"model {name!r} is not installed: {_how_to_install(weights)}")
+        return folder
+    for folder in (Path(name).expanduser(), weights_dir() / name):
+        if (folder / MODEL_INDEX).is_file():
+            return folder
+    models = ", ".join(weights.name for weights in CATALOGUE.values() if weights.is_model)
+    raise WeightsUnavailable(
+        f"model {name!r}: expected {models} or a folder with a {MODEL_INDEX}, found "
+        + ("a folder without one" if Path(name).is_dir() else "no such folder")
+    )
+
+
+def best_installed_model() -> str:
+    """Name of the model used when none is asked for: ``refldm`` where it is installed, else ``small``."""
+    return next((name for name in ("refldm", "small") if installed_folder(name)), "small")
+
+
+def _how_to_install(weights: Weights) -> str:
+    if weights.install == "shipped":
+        return "it comes with facefix, so this installation is damaged; install facefix again"
+    accept = " --accept-licence" if weights.non_commercial else ""
+    return f"run `facefix models pull {weights.name}{accept}` (licence: {weights.licence}), or use FACEFIX_WEIGHTS_DIR"
+
+
+def pull(
+    weights: Weights, options: PullOptions | None = None, *, home: Path | None = None, observer: Observer | None = None
+) -> Path:
+    """Fetch, check and install weights; return their folder.
+
+    Nothing is done when they are installed and sound. The installed folder appears whole or not at all. Raises
+    UsageError when the licence was not accepted, LockHeld when another pull of the same weights runs,
+    WeightsUnavailable when a file cannot be had or is not what it should be, CheckpointError when a checkpoint cannot
+    be imported.
+    """
+    options, observer, home = options or PullOptions(), observer or Observer(), home or weights_dir()
+    if weights.install == "shipped":
+        return find_model(weights.name)
+    if weights.non_commercial and not options.accept_licence:
+        raise UsageError(
+            f"{weights.name}: the licence is {weights.licence}, see {weights.licence_url}; "
+            "read it and give --accept-licence if you agree"
+        )
+    _make_home(home)
+    with _lock(home, weights.name):
+        folder = home / weights.name
+        if _is_complete(weights, folder) and not verify(folder):
+            observer.say(f"{weights.name} is installed already: {folder}")
+            return folder
+        _remove_leftovers(home, weights.name)
+        pins = _Pins(home / "pins.json")
+        if options.repin:
+            pins.forget(weights)
+        files = {file.name: _obtain(file, weights, options, home, pins, observer) for file in weights.files}
+        _install(weights, files, folder, observer)
+        pins.keep(weights, files, observer)
+        if not options.keep_downloads:
+            shutil.rmtree(home / "downloads" / weights.name, ignore_errors=True)
+    observer.say(f"{weights.name} is installed: {folder}")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Obtained:
+    """A file that passed its checks, and its measured digest."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def _obtain(
+    file: PublishedFile, weights: Weights, options: PullOptions, home: Path, pins: _Pins, observer: Observer
+) -> _Obtained:
+    """Take one file from where the user says, or download it."""
+    expected = pins.expected(file)
+    if options.given:
+        path = _find_given(file, weights, options.given)
+        return _Obtained(path, path.stat().st_size, check(path, expected))
+    url = f"{options.mirror.rstrip('/')}/{file.name}" if options.mirror else file.url
+    remote = RemoteFile(url, expected.size, expected.sha256)
+    observer.say(f"fetching {url}")
+    target = home / "downloads" / weights.name / file.name
+    digest = fetch(
+        remote,
+        target,
+        patience=options.patience,
+        progress=lambda got, total: observer.progress(file.name, got, total),
+    )
+    return _Obtained(target, target.stat().st_size, digest)
+
+
+def _find_given(file: PublishedFile, weights: Weights, given: tuple[Path, ...]) -> Path:
+    for path in given:
+        if path.is_dir() and (path / file.name).is_file():
+            return path / file.name
+        if path.is_file() and (path.name == file.name or len(weights.files) == len(given) == 1):
+            return path
+    names = ", ".join(str(path) for path in given)
+    raise WeightsUnavailable(
+        f"{weights.name}: expected {file.name} among the files given with --from, found only {names}"
+    )
+
+
+def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, observer: Observer) -> None:
+    """Build the folder aside, seal it with a manifest, and put it in place in one step."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{weights.name}-", dir=folder.parent))
+    try:
+        new = staging / "new"
+        if weights.install == "refldm":
+            _import_refldm(files, new, observer)
+        else:
+            new.mkdir()
+            for obtained in files.values():
+                observer.say(f"unpacking {obtained.path.name}")
+                unpack_zip(obtained.path, new)
+        if not _is_complete(weights, new):
+            found = ", ".join(sorted(path.name for path in new.iterdir()))
+            raise WeightsUnavailable(f"{weights.name}: expected {', '.join(weights.contents)} inside, found {found}")
+        sources = [
+            {"name": file.name, "url": file.url, "size": files[file.name].size, "sha256": files[file.name].sha256}
+            for file in weights.files
+        ]
+        write_manifest(new, weights, sources)
+        _swap(new, folder, aside=staging / "old")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, aside: Path) -> None:
+    """Put a finished folder in the place of the one there may be."""
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+
+
+def _import_refldm(files: Mapping[str, _Obtained], to: Path, observer: Observer) -> None:
+    from facefix.diffusion.convert import import_refldm
+
+    observer.say("importing the published checkpoints")
+    config = next((obtained.path for name, obtained in files.items() if name.endswith((".yaml", ".yml"))), None)
+    import_refldm(files["refldm.ckpt"].path, files["vqgan.ckpt"].path, config, to)
+
+
+def write_manifest(folder: Path, weights: Weights, sources: list[dict[str, Any]] | None = None) -> Path:
+    """Record size and sha256 of every file in a folder of weights, so that `verify` can tell when one changes."""
+    files = []
+    for path in _files(folder):
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        name = path.relative_to(folder).as_posix()
+        files.append({"path": name, "size": path.stat().st_size, "sha256": sha256_of(path)})
+    manifest = {
+        "name": weights.name,
+        "licence": weights.licence,
+        "licence_url": weights.licence_url,
+        "facefix": __version__,
+        "sources": sources or [],
+        "files": files,
+    }
+    path = folder / MANIFEST
+    _write_json(path, manifest)
+    return path
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare an installed folder with its manifest; return what is wrong, one line each (empty: sound)."""
+    manifest = folder / MANIFEST
+    try:
+        recorded = {
+            row["path"]: (row["size"], row["sha256"]) for row in json.loads(manifest.read_text("utf-8"))["files"]
+        }
+    except FileNotFoundError:
+        return [f"{manifest}: missing, so there is nothing to compare with"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{manifest}: cannot be read: {error}"]
+    return [problem for name, (size, sha256) in recorded.items() if (problem := _compare(folder / name, size, sha256))]
+
+
+def _compare(path: Path, size: int, sha256: str) -> str | None:
+    try:
+        check(path, RemoteFile("", size, sha256))
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except (OSError, WeightsUnavailable) as problem:
+        return str(problem)
+    return None
+
+
+class _Pins:
+    """Checksums of files that the catalogue does not know, recorded when each was first fetched and proved usable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._pins: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            self._pins = {}
+        except (OSError, ValueError) as error:
+            raise WeightsUnavailable(
+                f"{path}: expected the pinned checksums, found: {error}; repair or remove it"
+            ) from None
+
+    def expected(self, file: PublishedFile) -> RemoteFile:
+        pin = self._pins.get(file.url, {})
+        return RemoteFile(file.url, file.size or pin.get("size"), file.sha256 or pin.get("sha256"))
+
+    def forget(self, weights: Weights) -> None:
+        for file in weights.files:
+            self._pins.pop(file.url, None)
+        _write_json(self._path, self._pins)
+
+    def keep(self, weights: Weights, files: Mapping[str, _Obtained], observer: Observer) -> None:
+        for file in weights.files:
+            if file.sha256 is not None or file.url in self._pins:
+                continue
+            obtained = files[file.name]
+            when = time.strftime("%Y-%m-%d", time.gmtime())
+            self._pins[file.url] = {"sha256": obtained.sha256, "size": obtained.size, "pinned": when}
+            observer.say(f"{file.name}: no checksum was known; sha256 {obtained.sha256} is now pinned in {self._path}")
+        _write_json(self._path, self._pins)
+
+    def get(self, file: PublishedFile) -> str | None:
+        pin = self._pins.get(file.url)
+        return None if pin is None else str(pin["sha256"])
+
+
+def known_sha256(file: PublishedFile, home: Path | None = None) -> tuple[str | None, str]:
+    """A file's sha256 and where it is known from: ``catalogue``, ``pinned`` or ``unknown``."""
+    if file.sha256 is not None:
+        return file.sha256, "catalogue"
+    pinned = _Pins((home or weights_dir()) / "pins.json").get(file)
+    return (pinned, "pinned") if pinned else (None, "unknown")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsUnavailable(f"{home}: cannot be made ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
+
+
+@contextlib.contextmanager
+def _lock(home: Path, name: str) -> Iterator[None]:
+    """Held while weights of that name are being pulled; the kernel lets go of it if the process dies."""
+    path = home / f".{name}.lock"
+    try:
+        stream = path.open("a")
+    except OSError as error:
+        raise WeightsUnavailable(f"{path}: cannot be written ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LockHeld(f"{path}: another pull of {name} is running; wait for it") from None
+        yield
+
+
+def _remove_leftovers(home: Path, name: str) -> None:
+    """Remove what a killed pull left (the lock is held, so nobody else builds there)."""
+    for folder in home.glob(f".{name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
