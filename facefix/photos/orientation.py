@@ -1,40 +1,38 @@
-"""EXIF orientation (EXIF 2.32, tag 0x0112) of boxes given as fractions of the picture."""
+"""EXIF orientation (EXIF 2.32, tag 0x0112): from stored pixels to upright ones and back."""
 
 from __future__ import annotations
 
-Box = tuple[float, float, float, float]
+from typing import Any
 
-_INVERSE = {6: 8, 8: 6}
+import numpy as np
+from numpy.typing import NDArray
 
-
-def upright_box(box: Box, orientation: int) -> Box:
-    """Turn a box of the stored picture to the upright one.
-
-    Args:
-        box: left, top, right, bottom as fractions (0..1) of the stored picture's width and height.
-        orientation: EXIF orientation, 1 to 8; any other value counts as 1.
-
-    Returns:
-        left, top, right, bottom as fractions of the upright picture's width and height.
-    """
-    x0, y0 = _upright_point(box[0], box[1], orientation)
-    x1, y1 = _upright_point(box[2], box[3], orientation)
-    return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in whole pixels; right and bottom are one past the last"""
 
 
-def stored_box(box: Box, orientation: int) -> Box:
-    """Turn a box of the upright picture back to the stored one: the inverse of :func:`upright_box`."""
-    return upright_box(box, _INVERSE.get(orientation, orientation))
+def upright(stored: NDArray[Any], orientation: int | None) -> NDArray[Any]:
+    """View of a stored picture (H, W, ...) as it is meant to be seen; None and values outside 1..8 change nothing."""
+    if orientation in (5, 6, 7, 8):
+        stored = stored.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        stored = stored[::-1]
+    return stored
 
 
-def _upright_point(x: float, y: float, orientation: int) -> tuple[float, float]:
-    turned = {
-        2: (1 - x, y),
-        3: (1 - x, 1 - y),
-        4: (x, 1 - y),
-        5: (y, x),
-        6: (1 - y, x),
-        7: (1 - y, 1 - x),
-        8: (y, 1 - x),
-    }
-    return turned.get(orientation, (x, y))
+def stored(upright: NDArray[Any], orientation: int | None) -> NDArray[Any]:
+    """View of an upright picture (H, W, ...) as the file stores it: the inverse of :func:`upright`."""
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    if orientation in (5, 6, 7, 8):
+        upright = upright.swapaxes(0, 1)
+    return upright
+
+
+def contiguous(picture: NDArray[Any]) -> NDArray[Any]:
+    """The same picture as a C-contiguous array; no copy where it is one already."""
+    return np.ascontiguousarray(picture)
