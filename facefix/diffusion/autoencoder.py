@@ -74,7 +74,7 @@ def encode(autoencoder: VQModel, images: torch.Tensor) -> torch.Tensor:
     :returns: (B, 8, H/8, W/8), scaled by the model's ``scaling_factor`` (1.0 for the published model).
     """
     latents: torch.Tensor = autoencoder.encode(images).latents
-    return latents * autoencoder.config.scaling_factor
+    return latents * float(autoencoder.config.scaling_factor)
 
 
 def code_indices(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,8 @@ def quantize(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
     """
     codes = autoencoder.quantize.embedding.weight
     nearest = codes[code_indices(autoencoder, latents.detach())].permute(0, 3, 1, 2).to(latents.dtype)
-    return latents + (nearest - latents).detach()
+    straight_through: torch.Tensor = latents + (nearest - latents).detach()
+    return straight_through
 
 
 def decode(autoencoder: VQModel, latents: torch.Tensor, *, quantized: bool = True) -> torch.Tensor:

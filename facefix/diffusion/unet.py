@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from facefix.diffusion.autoencoder import LATENT_CHANNELS
+from facefix.diffusion.cachekv import install_cachekv
 from facefix.errors import UsageError
 
 
@@ -53,7 +54,7 @@ UNET_CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build_unet(config: str | Mapping[str, Any]) -> UNet2DModel:
-    """A ``UNet2DModel`` with random weights, from the name of a configuration or from its arguments.
+    """A denoiser with random weights that can read references, from a configuration's name or its arguments.
 
     :raises UsageError: no configuration has that name.
     """
@@ -61,4 +62,4 @@ def build_unet(config: str | Mapping[str, Any]) -> UNet2DModel:
         if config not in UNET_CONFIGS:
             raise UsageError(f"denoiser configuration: expected one of {sorted(UNET_CONFIGS)}, found {config!r}")
         config = UNET_CONFIGS[config]
-    return UNet2DModel(**config)
+    return install_cachekv(UNet2DModel(**config))

@@ -1,0 +1,377 @@
+"""CacheKV: the keys and values of reference images at every self-attention layer (arXiv 2412.05043, section 3.2).
+
+The reference latents, zero-padded to the denoiser's input channels, go once through the denoiser at t = 0, and every
+self-attention layer's keys and values are kept. In a denoising step the same layer attends to its own keys and values
+followed by the references' on the token axis. The reference pass depends neither on the LQ face nor on the timestep,
+so the cache of a person is exact for every face of that person.
+
+Softmax over own and reference tokens is computed as two fused attentions that are merged by their log-sum-exp. So a
+cache is never copied per face, and n identical copies of a reference cost as much as one: they add log n to its
+log-sum-exp.
+
+    attend over own tokens   -> o1, l1 = log sum exp(q k_own)
+    attend over references   -> o2, l2 = log sum exp(q k_ref) + log n
+    result = o1 + sigmoid(l2 - l1) (o2 - o1)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+
+from facefix.errors import UsageError
+
+FusedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+ReferenceEncoding = Literal["strip", "each"]
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one layer, token-major: (B, N T, C) each, for N references of T tokens in C = heads x dim."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceCache:
+    """Keys and values of a set of references at every self-attention layer. An immutable value.
+
+    One cache serves any number of faces, in any number of threads. With ``encoding="each"`` caches of single images can
+    be joined with :meth:`compose`; a ``"strip"`` cache belongs to its set of images.
+    """
+
+    layers: Mapping[str, KeyValue]
+    """layer name -> keys and values, (1, N T, C) each (or (B, N T, C): a set of references per row of a batch)"""
+    num_references: int
+    encoding: ReferenceEncoding = "strip"
+    sources: tuple[str, ...] = ()
+    """where the references came from, in order: file names or whatever the caller gave"""
+
+    def __post_init__(self) -> None:
+        if self.num_references < 1:
+            raise UsageError(f"ReferenceCache: expected at least one reference, found {self.num_references}")
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for pair in self.layers.values() for tensor in pair)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys and values are."""
+        return next(iter(self.layers.values()))[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the keys and values."""
+        return next(iter(self.layers.values()))[0].dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
+        """The same cache on another device or in another dtype (itself where nothing changes)."""
+        device, dtype = torch.device(device or self.device), dtype or self.dtype
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+        layers = {name: (k.to(device, dtype), v.to(device, dtype)) for name, (k, v) in self.layers.items()}
+        return ReferenceCache(layers, self.num_references, self.encoding, self.sources)
+
+    @classmethod
+    def compose(cls, caches: Sequence[ReferenceCache]) -> ReferenceCache:
+        """One cache of all the references of several, in order. No network runs.
+
+        :raises UsageError: there is none, or a cache comes from a strip: its images were encoded knowing each other.
+        """
+        if not caches:
+            raise UsageError("ReferenceCache.compose: expected at least one cache, found none")
+        if len(caches) == 1:
+            return caches[0]
+        strips = [cache.sources for cache in caches if cache.encoding != "each"]
+        if strips:
+            raise UsageError(
+                "ReferenceCache.compose: expected caches of references encoded one by one ('each'), found 'strip' "
+                f"caches {strips}; encode the whole set in one call instead"
+            )
+        layers = {
+            name: tuple(torch.cat([cache.layers[name][part] for cache in caches], dim=1) for part in (0, 1))
+            for name in caches[0].layers
+        }
+        sources = tuple(source for cache in caches for source in cache.sources)
+        count = sum(cache.num_references for cache in caches)
+        return cls(layers, count, "each", sources)  # type: ignore[arg-type]
+
+    def split(self) -> tuple[ReferenceCache, ...]:
+        """One cache per reference of an ``"each"`` cache: views, no copy. The inverse of :meth:`compose`.
+
+        :raises UsageError: the cache comes from a strip.
+        """
+        if self.num_references == 1:
+            return (self,)
+        if self.encoding != "each":
+            raise UsageError("ReferenceCache.split: expected references encoded one by one ('each'), found 'strip'")
+        chunks = {
+            name: (k.chunk(self.num_references, 1), v.chunk(self.num_references, 1))
+            for name, (k, v) in self.layers.items()
+        }
+        sources = self.sources or ("",) * self.num_references
+        return tuple(
+            ReferenceCache({name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],))
+            for i in range(self.num_references)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Rows of a batch that read the same cache."""
+
+    rows: slice
+    cache: ReferenceCache | None
+    """None: these rows attend to themselves only"""
+    copies: int = 1
+    """the cache counts as this many identical copies of itself"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The current pass is a reference pass: every layer leaves its keys and values here."""
+
+    layers: dict[str, KeyValue]
+
+
+# What the attention layers do in the current thread or task; the default is plain self-attention. A context variable
+# belongs to the calling context, so calls in flight on one model in several threads do not see each other.
+_mode: ContextVar[_Record | tuple[Branch, ...]] = ContextVar("facefix_attention_mode", default=())
+
+
+@contextmanager
+def _attention_mode(mode: _Record | tuple[Branch, ...]) -> Iterator[None]:
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def attention_layers(unet: UNet2DModel) -> dict[str, Attention]:
+    """The self-attention layers of a denoiser in the order in which they run, by module name."""
+    blocks = [(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
+    blocks.append(("mid_block", unet.mid_block))
+    blocks += [(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
+    return {
+        f"{name}.{below}": module
+        for name, block in blocks
+        for below, module in block.named_modules()
+        if isinstance(module, Attention)
+    }
+
+
+def install_cachekv(unet: UNet2DModel) -> UNet2DModel:
+    """Give every self-attention layer of the denoiser the processor that can read references; return the denoiser.
+
+    Without references it computes what diffusers' own processor does. Doing it twice changes nothing.
+    """
+    for name, layer in attention_layers(unet).items():
+        if not isinstance(layer.processor, CacheKVAttnProcessor):
+            layer.set_processor(CacheKVAttnProcessor(name))
+    return unet
+
+
+def reference_pass(
+    unet: UNet2DModel,
+    reference_latents: torch.Tensor,
+    *,
+    encoding: ReferenceEncoding = "each",
+    sources: tuple[str, ...] = (),
+) -> ReferenceCache:
+    """Keys and values of references: one pass at t = 0, all references as one batch (they do not see each other).
+
+    Differentiable where grad is enabled.
+
+    :param reference_latents: (N, 8, h, w) for one set of N references, or (B, N, 8, h, w) for a set per row of a batch.
+    """
+    per_row = reference_latents if reference_latents.dim() == 5 else reference_latents[None]
+    batch, count = per_row.shape[:2]
+    flat = per_row.flatten(0, 1)  # (B N, 8, h, w)
+    padding = unet.config.in_channels - flat.shape[1]
+    record = _Record({})
+    with _attention_mode(record):
+        unet(F.pad(flat, (0, 0, 0, 0, 0, padding)), 0)
+    if not record.layers:
+        raise UsageError("reference_pass: expected a denoiser prepared by install_cachekv(), found another processor")
+    # (B N, T, C) -> (B, N T, C)
+    layers = {
+        name: (k.reshape(batch, -1, k.shape[-1]), v.reshape(batch, -1, v.shape[-1]))
+        for name, (k, v) in record.layers.items()
+    }
+    return ReferenceCache(layers, count, encoding, sources)
+
+
+def denoise(
+    unet: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor | int, branches: Sequence[Branch] = ()
+) -> torch.Tensor:
+    """The denoiser's prediction, each row of the batch reading its branch's references.
+
+    :param sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis.
+    :param timestep: one for all, or (B,).
+    :param branches: rows that no branch names attend to themselves only.
+    :returns: (B, 8, h, w).
+    """
+    with _attention_mode(tuple(branch for branch in branches if branch.cache is not None)):
+        prediction: torch.Tensor = unet(sample, timestep).sample
+    return prediction
+
+
+def with_references(
+    unet: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor | int, cache: ReferenceCache | None
+) -> torch.Tensor:
+    """:func:`denoise` with one cache (or none) for the whole batch."""
+    return denoise(unet, sample, timestep, (Branch(slice(None), cache),))
+
+
+class CacheKVAttnProcessor:
+    """diffusers attention processor: self-attention that can record its keys and values, or read references.
+
+    It holds nothing but its layer's name; what to do comes with the call (see :func:`denoise`).
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Self-attention over (B, C, H, W) feature maps, with residual connection."""
+        batch, channels, height, width = hidden_states.shape
+        tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (B, T, C)
+        query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)  # (B, T, C)
+
+        mode = _mode.get()
+        if isinstance(mode, _Record):
+            mode.layers[self.layer] = (key, value)
+            mode = ()
+        attended = _attend(query, key, value, attn.heads, self.layer, mode)  # (B, T, C)
+
+        attended = attn.to_out[0](attended).transpose(1, 2).reshape(batch, channels, height, width)
+        result: torch.Tensor = hidden_states + attended
+        return result
+
+
+def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    by_head: torch.Tensor = x.unflatten(2, (heads, -1))
+    return by_head.transpose(1, 2)  # (B, T, C) -> (B, heads, T, dim)
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, heads, T, dim) -> (B, T, C)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, layer: str, branches: tuple[Branch, ...]
+) -> torch.Tensor:
+    """Attention of (B, T, C) queries to their own keys and values and to those of their branch's references."""
+    if not branches:
+        return _tokens(F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads)))
+    fused = _fused_with_log_sum_exp(query)
+    if fused is None:
+        return _attend_joined(query, key, value, heads, layer, branches)
+    own, own_log_sum = fused(_heads(query, heads), _heads(key, heads), _heads(value, heads))
+    for branch in branches:
+        rows = branch.rows
+        reference_key, reference_value = _layer_of(branch, layer, query)
+        # All faces of the branch become one long row of queries, so that they share the cache without a copy of it.
+        shared = reference_key.shape[0] == 1
+        faces = query[rows]  # (b, T, C)
+        folded = faces.reshape(1, -1, faces.shape[2]) if shared else faces  # (1, b T, C)
+        theirs, log_sum = fused(_heads(folded, heads), _heads(reference_key, heads), _heads(reference_value, heads))
+        if shared:  # (1, heads, b T, dim) -> (b, heads, T, dim)
+            theirs = theirs.squeeze(0).unflatten(1, (faces.shape[0], -1)).transpose(0, 1)
+            log_sum = log_sum.squeeze(0).unflatten(1, (faces.shape[0], -1)).transpose(0, 1)
+        weight = torch.sigmoid(log_sum + math.log(branch.copies) - own_log_sum[rows]).unsqueeze(-1)
+        own[rows] = torch.lerp(own[rows], theirs, weight.to(own.dtype))
+    return _tokens(own)
+
+
+def _attend_joined(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, layer: str, branches: tuple[Branch, ...]
+) -> torch.Tensor:
+    """The same with own and reference tokens joined: differentiable, and for devices without log-sum-exp."""
+    attended = F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads))
+    parts = list(attended.split(1))  # B x (1, heads, T, dim)
+    for branch in branches:
+        reference_key, reference_value = _layer_of(branch, layer, query)
+        rows = range(query.shape[0])[branch.rows]
+        joined = F.scaled_dot_product_attention(
+            _heads(query[branch.rows], heads),
+            _heads(torch.cat([key[branch.rows], reference_key.expand(len(rows), -1, -1)], dim=1), heads),
+            _heads(torch.cat([value[branch.rows], reference_value.expand(len(rows), -1, -1)], dim=1), heads),
+            attn_mask=_copies_bias(branch.copies, key.shape[1], reference_key),
+        )
+        for row, part in zip(rows, joined.split(1), strict=True):
+            parts[row] = part
+    return _tokens(torch.cat(parts))
+
+
+def _copies_bias(copies: int, own_tokens: int, reference_key: torch.Tensor) -> torch.Tensor | None:
+    """Added to the attention logits so that each reference token counts as ``copies`` tokens."""
+    if copies == 1:
+        return None
+    bias = reference_key.new_zeros(1, 1, 1, own_tokens + reference_key.shape[1])
+    bias[..., own_tokens:] = math.log(copies)
+    return bias
+
+
+def _layer_of(branch: Branch, layer: str, query: torch.Tensor) -> KeyValue:
+    """The branch's keys and values of one layer, checked against the queries that will read them."""
+    assert branch.cache is not None
+    pair = branch.cache.layers.get(layer)
+    if pair is None or pair[0].shape[2] != query.shape[2]:
+        found = "no such layer" if pair is None else f"{pair[0].shape[2]} channels"
+        raise UsageError(
+            f"references: expected a ReferenceCache made by this model ({layer}: {query.shape[2]} channels), "
+            f"found {found}; call encode_references() of this pipeline"
+        )
+    if pair[0].dtype != query.dtype or pair[0].device != query.device:
+        raise UsageError(
+            f"references: expected a ReferenceCache in {query.dtype} on {query.device}, found {pair[0].dtype} on "
+            f"{pair[0].device}; move it with .to()"
+        )
+    return pair
+
+
+def _fused_with_log_sum_exp(query: torch.Tensor) -> FusedAttention | None:
+    """torch's fused attention kernel that also returns the log-sum-exp of its logits; None where there is none.
+
+    The log-sum-exp has no gradient, so the joined form serves where gradients flow.
+    """
+    if torch.is_grad_enabled() and query.requires_grad:
+        return None
+    if query.device.type == "cpu":
+        return _flash_attention_cpu
+    if query.device.type == "cuda":
+        return _attention_cuda
+    return None
+
+
+def _flash_attention_cpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attended, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return attended, log_sum_exp  # (B, heads, T, dim), (B, heads, T)
+
+
+def _attention_cuda(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if query.dtype in (torch.bfloat16, torch.float16):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+        return flash[0], flash[1]
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+    return efficient[0], efficient[1][..., : query.shape[2]]  # its log-sum-exp is padded to a multiple of 32

@@ -1,0 +1,433 @@
+"""Published ReF-LDM checkpoints -> a folder in diffusers layout.
+
+The published code is a guided-diffusion U-Net and a taming-transformers VQGAN; this module knows how their modules are
+called and laid out there, and what they are in ``UNet2DModel`` and ``VQModel``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import UNet2DModel, VQModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from facefix.diffusion.autoencoder import AUTOENCODER_CONFIGS, autoencoder_config, build_autoencoder
+from facefix.diffusion.pipeline import ReFLDMPipeline
+from facefix.diffusion.schedule import ddim_scheduler
+from facefix.diffusion.unet import UNET_CONFIGS, build_unet, unet_config
+from facefix.errors import CheckpointError, UsageError
+
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What a published YAML says about a model, as arguments of diffusers' classes."""
+
+    unet: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+
+
+PUBLISHED = PublishedConfig(UNET_CONFIGS["refldm"], AUTOENCODER_CONFIGS["refldm"], {})
+
+
+def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) -> Path:
+    """Turn published checkpoints into a folder that ``ReFLDMPipeline.from_pretrained`` loads.
+
+    :param checkpoint: the denoiser's, flat or under ``state_dict``; EMA weights are taken where there are any.
+    :param vqgan: the autoencoder's, likewise.
+    :param config: YAML in the published format; None: the published model's configuration.
+    :param to: folder to make; it appears whole or not at all.
+    :returns: ``to``.
+    :raises UsageError: ``to`` exists and is not an empty folder, or a file is not there.
+    :raises CheckpointError: a file is not what it should be.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{to}: expected a new or empty folder, found something there; choose another --to")
+    described = PUBLISHED if config is None else read_published_config(config)
+    unet = convert_unet(read_checkpoint(checkpoint), described.unet, source=str(checkpoint))
+    autoencoder = convert_vqgan(read_checkpoint(vqgan), described.autoencoder, source=str(vqgan))
+    pipeline = ReFLDMPipeline(
+        autoencoder, unet, ddim_scheduler(**described.scheduler), reference_encoding="strip", needs_references=True
+    )
+    return save_atomically(pipeline, to)
+
+
+def save_atomically(pipeline: ReFLDMPipeline, to: Path) -> Path:
+    """``save_pretrained`` into a folder that appears whole or not at all."""
+    to = to.absolute()
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{to.name}-", suffix=".partial", dir=to.parent))
+    except OSError as error:
+        raise UsageError(f"{to}: expected a folder that can be written, found: {error}") from error
+    try:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        partial.chmod(0o755)
+        partial.replace(to)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return to
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """The tensors of a checkpoint, flat or under ``state_dict``, by name. No code in it is ever run.
+
+    :param path: a torch pickle, read with ``weights_only=True``, or a safetensors file.
+    :raises UsageError: the file is not there.
+    :raises CheckpointError: it is not a checkpoint, is truncated, or would run code.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        loaded = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        found = _refused_global(str(error)) or "a pickle that cannot be read without running code"
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of plain tensors, found {found}; it was not loaded. Fetch it again "
+            "from its publisher"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path}: expected a complete torch or safetensors checkpoint, found a file that cannot be read "
+            f"({_first_line(error)}); it may be truncated: fetch it again"
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any way inside the unpickler
+        raise CheckpointError(
+            f"{path}: expected a torch checkpoint, found a damaged one ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}")
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+
+
+def convert_unet(published: StateDict, config: Mapping[str, Any], *, source: str = "checkpoint") -> UNet2DModel:
+    """The denoiser of a published state dict: its EMA weights, or the raw ones where it has none.
+
+    :param config: arguments of ``UNet2DModel``.
+    :param source: the file's name, for messages.
+    :raises CheckpointError: weights are missing or have other shapes.
+    """
+    raw, ema = "model.diffusion_model.", "model_ema.diffusion_model"
+    weights: StateDict = {}
+    if any(name.startswith(ema) for name in published):
+        # An EMA name is the raw name without its dots, so it is looked up rather than taken apart.
+        def lookup(name: str) -> str:
+            return ema + name.replace(".", "")
+    else:
+
+        def lookup(name: str) -> str:
+            return raw + name
+
+    for theirs, ours in _unet_modules(config):
+        is_attention = theirs.endswith(".qkv")
+        for kind in ("weight", "bias"):
+            tensor = _take(published, lookup(f"{theirs}.{kind}"), source)
+            if is_attention:
+                for part, piece in zip(("to_q", "to_k", "to_v"), _split_qkv(tensor, config, source), strict=True):
+                    weights[f"{ours}.{part}.{kind}"] = piece
+            else:
+                weights[f"{ours}.{kind}"] = tensor
+    unet = build_unet(config)
+    _load_strictly(unet, weights, source)
+    return unet
+
+
+def convert_vqgan(published: StateDict, config: Mapping[str, Any], *, source: str = "checkpoint") -> VQModel:
+    """The autoencoder of a published state dict.
+
+    :param config: arguments of ``VQModel``.
+    :param source: the file's name, for messages.
+    :raises CheckpointError: weights are missing or have other shapes.
+    """
+    # a denoiser's checkpoint carries the same autoencoder as first_stage_model
+    nested = "first_stage_model."
+    prefix = "" if any(name.startswith("encoder.") for name in published) else nested
+    weights = {"quantize.embedding.weight": _take(published, f"{prefix}quantize.embedding.weight", source)}
+    for theirs, ours in _vqgan_modules(config):
+        for kind in ("weight", "bias"):
+            weights[f"{ours}.{kind}"] = _take(published, f"{prefix}{theirs}.{kind}", source)
+    autoencoder = build_autoencoder(config)
+    _load_strictly(autoencoder, weights, source)
+    return autoencoder
+
+
+def read_published_config(path: Path) -> PublishedConfig:
+    """The configuration of a model from a YAML in the published format (refldm.yaml).
+
+    :raises UsageError: the file is not there.
+    :raises CheckpointError: it is not such a YAML; the message names the key.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: expected a YAML file, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected YAML, found: {_first_line(error)}") from error
+    if isinstance(tree, Mapping) and "model" in tree and "params" not in tree:
+        tree = tree["model"]
+    reader = _YamlReader(path, tree)
+    latent_size = reader.integer("params.unet_config.params.image_size")
+    channels = reader.integer("params.unet_config.params.model_channels")
+    multipliers = reader.integers("params.unet_config.params.channel_mult")
+    attention = reader.integers("params.unet_config.params.attention_resolutions")
+    base = reader.integer("params.first_stage_config.params.ddconfig.ch")
+    base_multipliers = reader.integers("params.first_stage_config.params.ddconfig.ch_mult")
+    reader.require("params.unet_config.params.in_channels", 16)
+    reader.require("params.unet_config.params.out_channels", 8)
+    reader.require("params.first_stage_config.params.embed_dim", 8)
+    reader.require("params.first_stage_config.params.ddconfig.z_channels", 8)
+    for key in ("params.first_stage_config.params.ddconfig.attn_resolutions",):
+        reader.require(key, [])
+    return PublishedConfig(
+        unet=unet_config(
+            tuple(channels * factor for factor in multipliers),
+            layers_per_block=reader.integer("params.unet_config.params.num_res_blocks"),
+            sample_size=latent_size,
+            attention=tuple(2**level in attention for level in range(len(multipliers))),
+            attention_head_dim=reader.integer("params.unet_config.params.num_head_channels"),
+        ),
+        autoencoder=autoencoder_config(
+            tuple(base * factor for factor in base_multipliers),
+            layers_per_block=reader.integer("params.first_stage_config.params.ddconfig.num_res_blocks"),
+            codes=reader.integer("params.first_stage_config.params.n_embed"),
+            sample_size=reader.integer("params.first_stage_config.params.ddconfig.resolution"),
+        ),
+        scheduler={
+            "beta_start": reader.number("params.linear_start"),
+            "beta_end": reader.number("params.linear_end"),
+            "num_train_timesteps": reader.integer("params.timesteps"),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _YamlReader:
+    """Typed access by dotted key, with errors that name file, key, what was expected and what was found."""
+
+    path: Path
+    tree: Any
+
+    def value(self, key: str, expected: str) -> Any:
+        here = self.tree
+        for part in key.split("."):
+            if not isinstance(here, Mapping) or part not in here:
+                raise CheckpointError(f"{self.path}: expected {expected} at {key}, found no {part!r}")
+            here = here[part]
+        return here
+
+    def integer(self, key: str) -> int:
+        value = self.value(key, "a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{self.path}: expected a whole number above 0 at {key}, found {value!r}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.value(key, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{self.path}: expected a number at {key}, found {value!r}")
+        return float(value)
+
+    def integers(self, key: str) -> list[int]:
+        value = self.value(key, "a list of whole numbers")
+        if not isinstance(value, list) or not value or not all(isinstance(entry, int) and entry > 0 for entry in value):
+            raise CheckpointError(f"{self.path}: expected a list of whole numbers above 0 at {key}, found {value!r}")
+        return value
+
+    def require(self, key: str, expected: Any) -> None:
+        value = self.value(key, repr(expected))
+        if value != expected:
+            raise CheckpointError(f"{self.path}: expected {expected!r} at {key} (as ReF-LDM has), found {value!r}")
+
+
+def _unet_modules(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every module of the denoiser with weights: its published name and its name in ``UNet2DModel``."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    levels = len(widths)
+    yield "time_embed.0", "time_embedding.linear_1"
+    yield "time_embed.2", "time_embedding.linear_2"
+    yield "input_blocks.0.0", "conv_in"
+    block = 1
+    for level, kind in enumerate(config["down_block_types"]):
+        for layer in range(layers):
+            shortcut = layer == 0 and level > 0 and widths[level] != widths[level - 1]
+            yield from _resnet(f"input_blocks.{block}.0", f"down_blocks.{level}.resnets.{layer}", shortcut)
+            if kind.startswith("Attn"):
+                yield from _attention(f"input_blocks.{block}.1", f"down_blocks.{level}.attentions.{layer}")
+            block += 1
+        if level < levels - 1:
+            yield f"input_blocks.{block}.0.op", f"down_blocks.{level}.downsamplers.0.conv"
+            block += 1
+    yield from _resnet("middle_block.0", "mid_block.resnets.0", False)
+    yield from _attention("middle_block.1", "mid_block.attentions.0")
+    yield from _resnet("middle_block.2", "mid_block.resnets.1", False)
+    block = 0
+    for level, kind in enumerate(config["up_block_types"]):
+        attends = kind.startswith("Attn")
+        for layer in range(layers + 1):
+            # the input is the hidden state joined with a skip, so its width always differs
+            yield from _resnet(f"output_blocks.{block}.0", f"up_blocks.{level}.resnets.{layer}", True)
+            if attends:
+                yield from _attention(f"output_blocks.{block}.1", f"up_blocks.{level}.attentions.{layer}")
+            block += 1
+        if level < levels - 1:
+            yield f"output_blocks.{block - 1}.{1 + attends}.conv", f"up_blocks.{level}.upsamplers.0.conv"
+    yield "out.0", "conv_norm_out"
+    yield "out.2", "conv_out"
+
+
+def _resnet(theirs: str, ours: str, shortcut: bool) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.in_layers.0", f"{ours}.norm1"
+    yield f"{theirs}.in_layers.2", f"{ours}.conv1"
+    yield f"{theirs}.emb_layers.1", f"{ours}.time_emb_proj"
+    yield f"{theirs}.out_layers.0", f"{ours}.norm2"
+    yield f"{theirs}.out_layers.3", f"{ours}.conv2"
+    if shortcut:
+        yield f"{theirs}.skip_connection", f"{ours}.conv_shortcut"
+
+
+def _attention(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.norm", f"{ours}.group_norm"
+    yield f"{theirs}.qkv", ours
+    yield f"{theirs}.proj_out", f"{ours}.to_out.0"
+
+
+def _vqgan_modules(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every module of the autoencoder with weights: its published name and its name in ``VQModel``."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    levels = len(widths)
+    for half in ("encoder", "decoder"):
+        yield f"{half}.conv_in", f"{half}.conv_in"
+        yield from _vqgan_resnet(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0", False)
+        yield from _vqgan_attention(f"{half}.mid.attn_1", f"{half}.mid_block.attentions.0")
+        yield from _vqgan_resnet(f"{half}.mid.block_2", f"{half}.mid_block.resnets.1", False)
+        yield f"{half}.norm_out", f"{half}.conv_norm_out"
+        yield f"{half}.conv_out", f"{half}.conv_out"
+    for level, width in enumerate(widths):
+        ours = f"encoder.down_blocks.{level}"
+        for layer in range(layers):
+            shortcut = layer == 0 and level > 0 and width != widths[level - 1]
+            yield from _vqgan_resnet(f"encoder.down.{level}.block.{layer}", f"{ours}.resnets.{layer}", shortcut)
+        if level < levels - 1:
+            yield f"encoder.down.{level}.downsample.conv", f"{ours}.downsamplers.0.conv"
+    for level, width in enumerate(widths):
+        ours = f"decoder.up_blocks.{levels - 1 - level}"  # published levels count from full resolution
+        for layer in range(layers + 1):
+            shortcut = layer == 0 and level < levels - 1 and width != widths[level + 1]
+            yield from _vqgan_resnet(f"decoder.up.{level}.block.{layer}", f"{ours}.resnets.{layer}", shortcut)
+        if level > 0:
+            yield f"decoder.up.{level}.upsample.conv", f"{ours}.upsamplers.0.conv"
+    yield "quant_conv", "quant_conv"
+    yield "post_quant_conv", "post_quant_conv"
+
+
+def _vqgan_resnet(theirs: str, ours: str, shortcut: bool) -> Iterator[tuple[str, str]]:
+    for name in ("norm1", "conv1", "norm2", "conv2"):
+        yield f"{theirs}.{name}", f"{ours}.{name}"
+    if shortcut:
+        yield f"{theirs}.nin_shortcut", f"{ours}.conv_shortcut"
+
+
+def _vqgan_attention(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.norm", f"{ours}.group_norm"
+    for letter in "qkv":
+        yield f"{theirs}.{letter}", f"{ours}.to_{letter}"
+    yield f"{theirs}.proj_out", f"{ours}.to_out.0"
+
+
+def _split_qkv(qkv: torch.Tensor, config: Mapping[str, Any], source: str) -> Iterable[torch.Tensor]:
+    """Queries, keys and values of a published qkv convolution: its output is [head 0: q k v | head 1: q k v | ...]."""
+    dim = config["attention_head_dim"]
+    if qkv.shape[0] % (3 * dim):
+        raise CheckpointError(
+            f"{source}: expected attention of a multiple of {dim} channels per head, found qkv {tuple(qkv.shape)}"
+        )
+    by_head = qkv.unflatten(0, (-1, 3, dim))  # (heads, 3, dim, ...)
+    return [by_head[:, part].flatten(0, 1).contiguous() for part in range(3)]
+
+
+def _take(published: StateDict, name: str, source: str) -> torch.Tensor:
+    if name not in published:
+        raise CheckpointError(
+            f"{source}: expected the weight {name!r}, found {len(published)} tensors without it; is it the right "
+            "checkpoint, and does the configuration fit it?"
+        )
+    return published[name]
+
+
+def _load_strictly(model: torch.nn.Module, weights: StateDict, source: str) -> None:
+    """Load weights into a model, every one of them and of the right shape (1x1 convolutions may be linear layers)."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    if missing:
+        raise CheckpointError(f"{source}: the configuration needs weights that the checkpoint has none for: {missing}")
+    fitted: StateDict = {}
+    for name, tensor in weights.items():
+        expected = own[name].shape if name in own else None
+        if expected is None or tensor.numel() != expected.numel() or _squeezed(tensor) != _squeezed(own[name]):
+            raise CheckpointError(
+                f"{source}: expected shape {tuple(expected) if expected else 'no such weight'} for {name}, found "
+                f"{tuple(tensor.shape)}; does the configuration fit the checkpoint?"
+            )
+        fitted[name] = tensor.reshape(expected).to(own[name].dtype).contiguous()
+        if not bool(torch.isfinite(fitted[name]).all()):
+            raise CheckpointError(f"{source}: expected finite weights, found NaN or infinity in {name}")
+    model.load_state_dict(fitted)
+
+
+def _squeezed(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(size for size in tensor.shape if size != 1)
+
+
+class _Inert:
+    """Stands in for training-time objects inside a Lightning checkpoint. It does nothing and keeps nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+"""Packages whose objects Lightning leaves in a checkpoint beside the weights; they are read as nothing."""
+
+
+def _load_pickle(path: Path) -> Any:
+    """``torch.load(weights_only=True)``; bookkeeping objects of Lightning are read as inert stand-ins."""
+    with contextlib.ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            inert = [name for name in unknown if name.startswith(INERT_PACKAGES)]
+            stack.enter_context(torch.serialization.safe_globals([(_Inert, name) for name in inert]))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refused_global(message: str) -> str | None:
+    """What torch's unpickler refused, from its message."""
+    for marker in ("Unsupported global: GLOBAL ", "Unsupported operand", "Unsupported class "):
+        if marker in message:
+            return f"something that is not a tensor ({message.split(marker, 1)[1].split(' was', 1)[0].strip()[:80]})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,37 @@
+"""A tiny ReF-LDM with random weights: the real classes, small enough for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from facefix import ReFLDMPipeline
+from facefix.diffusion.autoencoder import autoencoder_config, build_autoencoder
+from facefix.diffusion.schedule import ddim_scheduler
+from facefix.diffusion.unet import build_unet, unet_config
+
+
+def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, **config: Any) -> ReFLDMPipeline:
+    """Works at 8 x ``sample_size`` px (64 by default); about 0.5 M parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        autoencoder = build_autoencoder(
+            autoencoder_config(
+                (16, 16, 16, 16),
+                layers_per_block=1,
+                codes=32,
+                sample_size=8 * sample_size,
+                norm_num_groups=8,
+                mid_block_add_attention=False,
+            )
+        )
+        unet = build_unet(
+            unet_config(
+                (16, 32), layers_per_block=1, sample_size=sample_size, norm_num_groups=8, attention_head_dim=8
+            )
+        )
+    config = {"reference_encoding": "each", "quantize_latents": False, **config}
+    pipeline = ReFLDMPipeline(autoencoder.eval(), unet.eval(), ddim_scheduler(), **config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
