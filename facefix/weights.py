@@ -21,7 +21,7 @@ from typing import Any
 
 from facefix import __version__
 from facefix.download import Patience, RemoteFile, check, fetch, sha256_of
-from facefix.errors import LockHeld, UsageError, WeightsUnavailable
+from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.unpack import unpack_zip
 
 MANIFEST = "manifest.json"
@@ -65,7 +65,7 @@ class Weights:
     def download_bytes(self) -> int | None:
         """Size of everything to fetch, None where it is not known."""
         sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return None if not sizes or None in sizes else sum(size for size in sizes if size is not None)
 
 
 CATALOGUE: Mapping[str, Weights] = {
@@ -223,7 +223,7 @@ def find_model(name_or_dir: str | Path) -> Path:
             raise UsageError(f"model {name!r}: expected a restoration model, found {weights.summary}")
         folder = installed_folder(name)
         if folder is None:
-            raise WeightsUnavailable(f"model {name!r} is not installed: {_how_to_install(weights)}")
+            raise WeightsUnavailable(how_to_install(weights))
         return folder
     for folder in (Path(name).expanduser(), weights_dir() / name):
         if (folder / MODEL_INDEX).is_file():
@@ -240,11 +240,15 @@ def best_installed_model() -> str:
     return next((name for name in ("refldm", "small") if installed_folder(name)), "small")
 
 
-def _how_to_install(weights: Weights) -> str:
+def how_to_install(weights: Weights) -> str:
+    """One line: it is not installed, and what to do."""
     if weights.install == "shipped":
-        return "it comes with facefix, so this installation is damaged; install facefix again"
+        return f"{weights.name}: comes with facefix but is not there, so this installation is damaged: install it again"
     accept = " --accept-licence" if weights.non_commercial else ""
-    return f"run `facefix models pull {weights.name}{accept}` (licence: {weights.licence}), or use FACEFIX_WEIGHTS_DIR"
+    return (
+        f"{weights.name} is not installed in {weights_dir()}: run `facefix models pull {weights.name}{accept}` "
+        f"(licence: {weights.licence}), or point FACEFIX_WEIGHTS_DIR to where it is"
+    )
 
 
 def pull(
@@ -276,7 +280,11 @@ def pull(
         if options.repin:
             pins.forget(weights)
         files = {file.name: _obtain(file, weights, options, home, pins, observer) for file in weights.files}
-        _install(weights, files, folder, observer)
+        try:
+            _install(weights, files, folder, observer)
+        except FacefixError:
+            _discard_unproven(weights, pins, home)
+            raise
         pins.keep(weights, files, observer)
         if not options.keep_downloads:
             shutil.rmtree(home / "downloads" / weights.name, ignore_errors=True)
@@ -312,6 +320,13 @@ def _obtain(
         progress=lambda got, total: observer.progress(file.name, got, total),
     )
     return _Obtained(target, target.stat().st_size, digest)
+
+
+def _discard_unproven(weights: Weights, pins: _Pins, home: Path) -> None:
+    """Remove downloads that no checksum vouches for, so that the next pull fetches them again."""
+    for file in weights.files:
+        if pins.expected(file).sha256 is None:
+            (home / "downloads" / weights.name / file.name).unlink(missing_ok=True)
 
 
 def _find_given(file: PublishedFile, weights: Weights, given: tuple[Path, ...]) -> Path:
@@ -390,6 +405,11 @@ def write_manifest(folder: Path, weights: Weights, sources: list[dict[str, Any]]
     path = folder / MANIFEST
     _write_json(path, manifest)
     return path
+
+
+def describe_files(paths: list[Path]) -> list[dict[str, Any]]:
+    """Name, size and sha256 of local files, for a manifest's sources."""
+    return [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from facefix.cli import (
-    face,  # noqa: F401 (registers its command)
-)
+from facefix.cli import config as config
+from facefix.cli import face as face
+from facefix.cli import models as models
 from facefix.cli.app import app, run
 
 __all__ = ["app", "main"]
