@@ -1,0 +1,500 @@
+"""SQLite: what is known about each photo and what is done. This is how a killed run goes on and a second one rests.
+
+Faces and embeddings are kept per content (sha256) and backend, so a photo that moves is not looked at again. A photo is
+done when the row of its output names the same content and the same recipe, and the output is still as it was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from facefix.errors import FacefixError
+from facefix.faces.face import Detection, Face, Quality
+from facefix.photos.scan import OUTPUT_MARKER
+
+LEDGER_NAME = "ledger.sqlite"
+
+_FORGOTTEN = b""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBox:
+    """A face that the photo's own metadata names."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels of the upright photo"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexedPhoto:
+    """What is known about one photo's content once it has been looked at. Holds no pixels."""
+
+    sha256: str
+    size: tuple[int, int]
+    """width, height of the upright photo"""
+    taken: float | None
+    """EXIF time in POSIX seconds"""
+    copy_reason: str | None
+    """why the photo can only be copied; None when its faces can be restored"""
+    faces: tuple[Face, ...]
+    named: tuple[NamedBox, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceNote:
+    """A reference as it was used, and why it was chosen."""
+
+    path: str
+    face: int
+    reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class FaceOutcome:
+    """What became of one face."""
+
+    face: int
+    """number in its photo, from 0"""
+    box: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels of the upright photo"""
+    verdict: str
+    """restored, kept, flagged or failed"""
+    reason: str
+    person: str | None
+    before: float | None = None
+    """similarity of the face as it was to the references' centroid"""
+    after: float | None = None
+    """the same of the restored face"""
+    references: tuple[ReferenceNote, ...] = ()
+    model: str | None = None
+    seconds: float = 0.0
+    quality: float = 0.0
+    """0..1, of the face as it was"""
+    face_px: float = 0.0
+    """width of the face in pixels of the photo"""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoOutcome:
+    """What became of one photo."""
+
+    relative: Path
+    """place in the output tree"""
+    source: Path
+    status: str
+    """restored, copied, left (nothing to do and --only-changed), skipped or failed"""
+    reason: str = ""
+    sha256: str | None = None
+    target: Path | None = None
+    """output as written, relative to the output folder"""
+    recipe: str | None = None
+    faces: tuple[FaceOutcome, ...] = ()
+    seconds: float = 0.0
+    size: tuple[int, int] | None = None
+    """width, height of the upright photo, before --upscale"""
+    scale: int = 1
+    notes: tuple[str, ...] = ()
+    finished: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class DoneRow:
+    """What decides whether a photo's output still stands."""
+
+    source: Path
+    sha256: str
+    recipe: str
+    portraits: str
+    """digest of all portraits and corrections the run was given"""
+    status: str
+    target: Path | None
+    target_size: int | None
+    target_mtime_ns: int | None
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)")
+    connection.execute(
+        "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,"
+        " sha256 TEXT) WITHOUT ROWID"
+    )
+    connection.execute(
+        "CREATE TABLE indexed (sha256 TEXT, backend TEXT, width INTEGER, height INTEGER, taken REAL, copy_reason TEXT,"
+        " named TEXT, notes TEXT, PRIMARY KEY (sha256, backend)) WITHOUT ROWID"
+    )
+    connection.execute(
+        "CREATE TABLE faces (sha256 TEXT, backend TEXT, number INTEGER, box TEXT, landmarks BLOB, confidence REAL,"
+        " quality TEXT, embedding BLOB, PRIMARY KEY (sha256, backend, number))"
+    )
+    connection.execute(
+        "CREATE TABLE photos (relative BLOB PRIMARY KEY, source BLOB, sha256 TEXT, recipe TEXT, portraits TEXT,"
+        " status TEXT, reason TEXT, target BLOB, target_size INTEGER, target_mtime_ns INTEGER, width INTEGER,"
+        " height INTEGER, scale INTEGER, notes TEXT, seconds REAL, finished REAL) WITHOUT ROWID"
+    )
+    connection.execute(
+        "CREATE TABLE outcomes (relative BLOB, number INTEGER, box TEXT, verdict TEXT, reason TEXT, person TEXT,"
+        " before REAL, after REAL, refs TEXT, model TEXT, seconds REAL, quality REAL, face_px REAL,"
+        " PRIMARY KEY (relative, number)) WITHOUT ROWID"
+    )
+    connection.execute("CREATE INDEX outcomes_person ON outcomes (person)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
+"""In order, never changed once released; `PRAGMA user_version` counts those applied."""
+
+
+class Ledger:
+    """The record of one output folder. Used by one thread; `close` it, or use it as a context manager."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        self._connection = connection
+        self.path = path
+        self._migrate()
+
+    @classmethod
+    def open(cls, output: Path) -> Ledger:
+        """Open or create the ledger below an output folder. Raises FacefixError when it cannot be."""
+        folder = output / OUTPUT_MARKER
+        path = folder / LEDGER_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=30)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")
+            return cls(connection, path)
+        except (OSError, sqlite3.Error) as error:
+            raise FacefixError(
+                f"output {output}: expected a folder to keep the ledger in, but {path} cannot be used: {error}"
+            ) from error
+
+    @classmethod
+    def snapshot(cls, output: Path | None) -> Ledger:
+        """A copy in memory of the ledger below ``output``, empty where there is none: nothing on disk is changed."""
+        memory = sqlite3.connect(":memory:")
+        path = output / OUTPUT_MARKER / LEDGER_NAME if output is not None else None
+        if path is not None and path.is_file():
+            with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as disk:
+                disk.backup(memory)
+        return cls(memory, None)
+
+    def close(self) -> None:
+        """Commit and close."""
+        self._connection.commit()
+        self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def commit(self) -> None:
+        """Make what was recorded last beyond a crash."""
+        self._connection.commit()
+
+    def _migrate(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise FacefixError(
+                f"ledger {self.path}: was written by a newer facefix (version {version}, this one knows"
+                f" {len(MIGRATIONS)}); update facefix, or choose another output folder"
+            )
+        for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                migration(self._connection)
+                self._connection.execute(f"PRAGMA user_version = {number}")
+
+    # what a file holds
+
+    def sha256(self, path: Path) -> str:
+        """The file's digest; computed only when size, times or inode differ from what is recorded. Raises OSError."""
+        status = os.stat(path)
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        key = _key(path.absolute())
+        row = self._connection.execute(
+            "SELECT size, mtime_ns, ctime_ns, inode, sha256 FROM files WHERE path = ?", (key,)
+        ).fetchone()
+        if row is not None and row[:4] == stamp:
+            return str(row[4])
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (key, *stamp, digest))
+        return digest
+
+    # what is in a photo
+
+    def is_indexed(self, sha256: str, backend: str) -> bool:
+        """Whether the content has been looked at with that backend."""
+        query = "SELECT 1 FROM indexed WHERE sha256 = ? AND backend = ?"
+        return self._connection.execute(query, (sha256, backend)).fetchone() is not None
+
+    def indexed(self, sha256: str, backend: str, photo: str) -> IndexedPhoto | None:
+        """What is known of a content; its faces are given the key ``photo``."""
+        row = self._connection.execute(
+            "SELECT width, height, taken, copy_reason, named, notes FROM indexed WHERE sha256 = ? AND backend = ?",
+            (sha256, backend),
+        ).fetchone()
+        if row is None:
+            return None
+        width, height, taken, copy_reason, named, notes = row
+        faces = self._connection.execute(
+            "SELECT number, box, landmarks, confidence, quality, embedding FROM faces"
+            " WHERE sha256 = ? AND backend = ? ORDER BY number",
+            (sha256, backend),
+        )
+        return IndexedPhoto(
+            sha256,
+            (width, height),
+            taken,
+            copy_reason,
+            tuple(_face(photo, taken, found) for found in faces),
+            tuple(NamedBox(name, (box[0], box[1], box[2], box[3])) for name, box in json.loads(named)),
+            tuple(json.loads(notes)),
+        )
+
+    def record_index(self, photo: IndexedPhoto, backend: str) -> None:
+        """Keep what was found in a content."""
+        named = json.dumps([[box.name, box.box] for box in photo.named])
+        self._connection.execute(
+            "INSERT OR REPLACE INTO indexed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (photo.sha256, backend, *photo.size, photo.taken, photo.copy_reason, named, json.dumps(photo.notes)),
+        )
+        self._connection.execute("DELETE FROM faces WHERE sha256 = ? AND backend = ?", (photo.sha256, backend))
+        self._connection.executemany(
+            "INSERT INTO faces VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(photo.sha256, backend, *_face_row(face)) for face in photo.faces],
+        )
+
+    # what is done
+
+    def done_rows(self) -> dict[Path, DoneRow]:
+        """Every photo whose output was decided, by its place in the output tree."""
+        rows = self._connection.execute(
+            "SELECT relative, source, sha256, recipe, portraits, status, target, target_size, target_mtime_ns"
+            " FROM photos WHERE recipe IS NOT NULL AND sha256 IS NOT NULL"
+        )
+        return {
+            _path(relative): DoneRow(
+                _path(source), sha256, recipe, portraits or "", status, _path(target) if target else None, size, mtime
+            )
+            for relative, source, sha256, recipe, portraits, status, target, size, mtime in rows
+        }
+
+    def started(self) -> set[Path]:
+        """Places in the output tree that this ledger has written or was about to: a file there is ours."""
+        return {_path(relative) for (relative,) in self._connection.execute("SELECT relative FROM photos")}
+
+    def start(self, photos: Iterable[tuple[Path, Path]]) -> None:
+        """Note (relative, source) of photos about to be written, so that a killed run knows its outputs again."""
+        with self._connection:
+            self._connection.executemany(
+                "INSERT INTO photos (relative, source, status) VALUES (?, ?, 'pending') ON CONFLICT (relative)"
+                " DO UPDATE SET source = excluded.source, recipe = NULL, status = 'pending'",
+                [(_key(relative), _key(source)) for relative, source in photos],
+            )
+
+    def record_photo(
+        self, outcome: PhotoOutcome, *, portraits: str = "", written: os.stat_result | None = None
+    ) -> None:
+        """Keep what became of a photo; ``written`` is the status of its output file. Commits."""
+        key = _key(outcome.relative)
+        size, mtime = (written.st_size, written.st_mtime_ns) if written else (None, None)
+        width, height = outcome.size or (None, None)
+        with self._connection:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    key,
+                    _key(outcome.source),
+                    outcome.sha256,
+                    outcome.recipe,
+                    portraits,
+                    outcome.status,
+                    outcome.reason,
+                    _key(outcome.target) if outcome.target else None,
+                    size,
+                    mtime,
+                    width,
+                    height,
+                    outcome.scale,
+                    json.dumps(outcome.notes),
+                    outcome.seconds,
+                    outcome.finished,
+                ),
+            )
+            self._connection.execute("DELETE FROM outcomes WHERE relative = ?", (key,))
+            self._connection.executemany(
+                "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(key, *_outcome_row(face)) for face in outcome.faces],
+            )
+
+    def photos(self) -> Iterator[PhotoOutcome]:
+        """Every photo that was decided, in the order of its place in the output tree."""
+        rows = self._connection.execute(
+            "SELECT relative, source, status, reason, sha256, target, recipe, seconds, width, height, scale, notes,"
+            " finished FROM photos WHERE status != 'pending' ORDER BY relative"
+        )
+        for relative, source, status, reason, sha256, target, recipe, seconds, width, height, scale, notes, end in rows:
+            yield PhotoOutcome(
+                _path(relative),
+                _path(source),
+                status,
+                reason or "",
+                sha256,
+                _path(target) if target else None,
+                recipe,
+                self._outcomes(relative),
+                seconds or 0.0,
+                (width, height) if width else None,
+                scale or 1,
+                tuple(json.loads(notes or "[]")),
+                end or 0.0,
+            )
+
+    def _outcomes(self, relative: bytes) -> tuple[FaceOutcome, ...]:
+        rows = self._connection.execute(
+            "SELECT number, box, verdict, reason, person, before, after, refs, model, seconds, quality, face_px"
+            " FROM outcomes WHERE relative = ? ORDER BY number",
+            (relative,),
+        )
+        return tuple(_outcome(row) for row in rows)
+
+    # notes about the whole tree
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep one value (JSON) about the output tree, such as how the last run went. Commits."""
+        with self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def noted(self, key: str, default: Any = None) -> Any:
+        """The value kept under ``key``."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    # forgetting
+
+    def forget(self, faces: Iterable[tuple[str, int]] | None = None) -> int:
+        """Remove embeddings, of the given (sha256, number) or all, from the file itself; return how many.
+
+        The faces stay known, without identity, so nothing is done again because of it.
+        """
+        query = "UPDATE faces SET embedding = ? WHERE length(embedding) > 0"
+        with self._connection:
+            if faces is None:
+                count = self._connection.execute(query, (_FORGOTTEN,)).rowcount
+            else:
+                count = sum(
+                    self._connection.execute(query + " AND sha256 = ? AND number = ?", (_FORGOTTEN, *face)).rowcount
+                    for face in faces
+                )
+        self._connection.execute("VACUUM")
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return count
+
+    def faces_of(self, person: str) -> list[tuple[str, int]]:
+        """(sha256, number) of every face that was taken for ``person``, and of the references used for it."""
+        rows = self._connection.execute(
+            "SELECT photos.sha256, outcomes.number FROM outcomes JOIN photos USING (relative) WHERE person = ?",
+            (person,),
+        )
+        found = {(sha256, number) for sha256, number in rows if sha256}
+        for (refs,) in self._connection.execute("SELECT refs FROM outcomes WHERE person = ?", (person,)):
+            for path, number, *_ in json.loads(refs):
+                row = self._connection.execute(
+                    "SELECT sha256 FROM files WHERE path = ?", (_key(Path(path).absolute()),)
+                ).fetchone()
+                if row is not None:
+                    found.add((row[0], number))
+        return sorted(found)
+
+    def people(self) -> list[tuple[str, int]]:
+        """Names of the people in the outputs, and how many faces of each."""
+        query = "SELECT person, count(*) FROM outcomes WHERE person IS NOT NULL GROUP BY person ORDER BY person"
+        return [(name, count) for name, count in self._connection.execute(query)]
+
+
+def _key(path: Path) -> bytes:
+    """Paths are bytes: a name need not be UTF-8."""
+    return os.fsencode(path)
+
+
+def _path(key: bytes) -> Path:
+    return Path(os.fsdecode(key))
+
+
+def _face_row(face: Face) -> tuple[Any, ...]:
+    quality = face.quality
+    numbers = [quality.face_px, quality.sharpness, quality.yaw, quality.roll, quality.score]
+    return (
+        face.index,
+        json.dumps([float(side) for side in face.detection.box]),
+        np.asarray(face.detection.landmarks, dtype="<f8").tobytes(),
+        float(face.detection.confidence),
+        json.dumps([float(number) for number in numbers]),
+        _FORGOTTEN if face.embedding is None else np.asarray(face.embedding, dtype="<f4").tobytes(),
+    )
+
+
+def _face(photo: str, taken: float | None, row: Sequence[Any]) -> Face:
+    number, box, landmarks, confidence, quality, embedding = row
+    left, top, right, bottom = json.loads(box)
+    points = np.frombuffer(landmarks, dtype="<f8").reshape(5, 2).astype(np.float64)
+    vector = np.frombuffer(embedding, dtype="<f4").astype(np.float32) if embedding else None
+    detection = Detection((left, top, right, bottom), points, confidence)
+    return Face(photo, number, detection, vector, Quality(*json.loads(quality)), taken)
+
+
+def _outcome_row(face: FaceOutcome) -> tuple[Any, ...]:
+    return (
+        face.face,
+        json.dumps([float(side) for side in face.box]),
+        face.verdict,
+        face.reason,
+        face.person,
+        face.before,
+        face.after,
+        json.dumps([[note.path, note.face, note.reason, note.score] for note in face.references]),
+        face.model,
+        face.seconds,
+        face.quality,
+        face.face_px,
+    )
+
+
+def _outcome(row: Sequence[Any]) -> FaceOutcome:
+    number, box, verdict, reason, person, before, after, refs, model, seconds, quality, face_px = row
+    left, top, right, bottom = json.loads(box)
+    notes = tuple(ReferenceNote(*note) for note in json.loads(refs))
+    return FaceOutcome(
+        number,
+        (left, top, right, bottom),
+        verdict,
+        reason,
+        person,
+        before,
+        after,
+        notes,
+        model,
+        seconds,
+        quality,
+        face_px,
+    )
