@@ -1,7 +1,7 @@
 """The catalogue of weights: what each is, where it comes from, its sha256 and licence; find, pull and verify them.
 
 Nothing is fetched without being asked. Installed weights lie in one folder each under `weights_dir()`, with a
-``manifest.json`` that records every file's size and sha256.
+``SHA256SUMS`` over its files and a ``SOURCE.txt`` that says where they come from and under which licence.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facefix import __version__
-from facefix.download import Patience, RemoteFile, check, fetch, sha256_of
+from facefix.checksums import seal, verify
+from facefix.download import Patience, RemoteFile, check, fetch
 from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.unpack import unpack_zip
 
-MANIFEST = "manifest.json"
+SOURCE = "SOURCE.txt"
 MODEL_INDEX = "model_index.json"
 
 
@@ -342,7 +342,7 @@ def _find_given(file: PublishedFile, weights: Weights, given: tuple[Path, ...]) 
 
 
 def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, observer: Observer) -> None:
-    """Build the folder aside, seal it with a manifest, and put it in place in one step."""
+    """Build the folder aside, seal it, and put it in place in one step."""
     staging = Path(tempfile.mkdtemp(prefix=f".{weights.name}-", dir=folder.parent))
     try:
         new = staging / "new"
@@ -356,11 +356,7 @@ def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, obs
         if not _is_complete(weights, new):
             found = ", ".join(sorted(path.name for path in new.iterdir()))
             raise WeightsUnavailable(f"{weights.name}: expected {', '.join(weights.contents)} inside, found {found}")
-        sources = [
-            {"name": file.name, "url": file.url, "size": files[file.name].size, "sha256": files[file.name].sha256}
-            for file in weights.files
-        ]
-        write_manifest(new, weights, sources)
+        seal_installed(new, weights, {name: obtained.sha256 for name, obtained in files.items()})
         _swap(new, folder, aside=staging / "old")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -386,58 +382,15 @@ def _import_refldm(files: Mapping[str, _Obtained], to: Path, observer: Observer)
     import_refldm(files["refldm.ckpt"].path, files["vqgan.ckpt"].path, config, to)
 
 
-def write_manifest(folder: Path, weights: Weights, sources: list[dict[str, Any]] | None = None) -> Path:
-    """Record size and sha256 of every file in a folder of weights, so that `verify` can tell when one changes."""
-    files = []
-    for path in _files(folder):
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        name = path.relative_to(folder).as_posix()
-        files.append({"path": name, "size": path.stat().st_size, "sha256": sha256_of(path)})
-    manifest = {
-        "name": weights.name,
-        "licence": weights.licence,
-        "licence_url": weights.licence_url,
-        "facefix": __version__,
-        "sources": sources or [],
-        "files": files,
-    }
-    path = folder / MANIFEST
-    _write_json(path, manifest)
-    return path
-
-
-def describe_files(paths: list[Path]) -> list[dict[str, Any]]:
-    """Name, size and sha256 of local files, for a manifest's sources."""
-    return [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def verify(folder: Path) -> list[str]:
-    """Compare an installed folder with its manifest; return what is wrong, one line each (empty: sound)."""
-    manifest = folder / MANIFEST
-    try:
-        recorded = {
-            row["path"]: (row["size"], row["sha256"]) for row in json.loads(manifest.read_text("utf-8"))["files"]
-        }
-    except FileNotFoundError:
-        return [f"{manifest}: missing, so there is nothing to compare with"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{manifest}: cannot be read: {error}"]
-    return [problem for name, (size, sha256) in recorded.items() if (problem := _compare(folder / name, size, sha256))]
-
-
-def _compare(path: Path, size: int, sha256: str) -> str | None:
-    try:
-        check(path, RemoteFile("", size, sha256))
-    except FileNotFoundError:
-        return f"{path}: missing"
-    except (OSError, WeightsUnavailable) as problem:
-        return str(problem)
-    return None
+def seal_installed(folder: Path, weights: Weights, sources: Mapping[str, str]) -> None:
+    """Record in a folder of weights what they are, what they were made from (name: sha256), and their checksums."""
+    addresses = {file.name: file.url for file in weights.files}
+    lines = [f"{weights.name}: {weights.summary}", f"licence: {weights.licence}, see {weights.licence_url}"]
+    if weights.note:
+        lines.append(f"note: {weights.note}")
+    lines += [f"from {addresses.get(name, name)} (sha256 {sha256})" for name, sha256 in sources.items()]
+    (folder / SOURCE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    seal(folder)
 
 
 class _Pins:

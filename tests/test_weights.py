@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -20,6 +19,7 @@ import pytest
 from faulty_server import FaultyServer, serve
 
 from facefix import weights
+from facefix.checksums import verify
 from facefix.download import Patience
 from facefix.errors import CheckpointError, LockHeld, UsageError, WeightsUnavailable
 from facefix.weights import CATALOGUE, Observer, PublishedFile, PullOptions, Weights
@@ -101,8 +101,8 @@ def test_pull_installs_a_folder_that_verifies(server: FaultyServer, home: Path) 
     assert folder == home / "buffalo_l" == weights.installed_folder("buffalo_l")
     assert (folder / "det_10g.onnx").read_bytes() == DETECTOR
     assert (folder / "w600k_r50.onnx").read_bytes() == EMBEDDER
-    assert weights.verify(folder) == []
-    assert json.loads((folder / "manifest.json").read_text())["licence"] == CATALOGUE["buffalo_l"].licence
+    assert verify(folder) == []
+    assert CATALOGUE["buffalo_l"].licence in (folder / "SOURCE.txt").read_text()
     assert installed(home) == ["buffalo_l"]
     assert not (home / "downloads" / "buffalo_l").exists()
     assert seen[-1] == len(ZIP)
@@ -130,7 +130,7 @@ def test_a_bad_line_still_ends_in_sound_weights(server: FaultyServer, home: Path
     server.etags["pack.zip"] = '"one"'
     server.faults["pack.zip"] = list(faults)
     folder = weights.pull(pack(server), accepted())
-    assert weights.verify(folder) == []
+    assert verify(folder) == []
 
 
 @pytest.mark.parametrize("fault", ["truncate", "stall", "corrupt", "404", "503", "page"])
@@ -157,7 +157,7 @@ def test_redirects_lead_to_the_file(server: FaultyServer, home: Path) -> None:
     entry = pack(server)
     server.redirects["pack.zip"] = server.url("elsewhere")
     server.files["elsewhere"] = ZIP
-    assert weights.verify(weights.pull(entry, accepted())) == []
+    assert verify(weights.pull(entry, accepted())) == []
 
 
 def test_an_unknown_checksum_is_pinned_at_first_fetch_and_said_so(server: FaultyServer, home: Path) -> None:
@@ -210,14 +210,14 @@ def test_damage_is_found_and_repaired_by_pulling_again(server: FaultyServer, hom
     content = bytearray(EMBEDDER)
     content[1000] ^= 1
     (folder / "w600k_r50.onnx").write_bytes(content)
-    assert [problem for problem in weights.verify(folder) if "w600k_r50.onnx: expected sha256" in problem]
+    assert [problem for problem in verify(folder) if "w600k_r50.onnx: expected sha256" in problem]
     (folder / "det_10g.onnx").unlink()
-    assert any("det_10g.onnx: missing" in problem for problem in weights.verify(folder))
+    assert any("det_10g.onnx: missing" in problem for problem in verify(folder))
     assert weights.installed_folder("buffalo_l") is None
     weights.pull(pack(server), accepted())
-    assert weights.verify(folder) == []
-    (folder / "manifest.json").unlink()
-    assert "nothing to compare with" in weights.verify(folder)[0]
+    assert verify(folder) == []
+    (folder / "SHA256SUMS").unlink()
+    assert "nothing to compare with" in verify(folder)[0]
 
 
 def test_files_can_be_given_on_a_machine_without_network(home: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_files_can_be_given_on_a_machine_without_network(home: Path, tmp_path: P
     entry = dataclasses.replace(CATALOGUE["buffalo_l"], files=(file,))
     (tmp_path / "pack.zip").write_bytes(ZIP)
     folder = weights.pull(entry, accepted(given=(tmp_path,)))
-    assert weights.verify(folder) == []
+    assert verify(folder) == []
     assert (tmp_path / "pack.zip").read_bytes() == ZIP
 
     renamed = tmp_path / "renamed.zip"
@@ -258,7 +258,7 @@ def test_two_pulls_at_once_are_kept_apart(server: FaultyServer, home: Path) -> N
     with pytest.raises(LockHeld, match="another pull of buffalo_l is running"):
         weights.pull(pack(server), accepted())
     first.join()
-    assert weights.verify(home / "buffalo_l") == []
+    assert verify(home / "buffalo_l") == []
 
 
 def test_leftovers_of_a_killed_pull_are_removed(server: FaultyServer, home: Path) -> None:
@@ -286,9 +286,9 @@ def test_a_pull_killed_at_any_moment_leaves_whole_weights_or_none(server: Faulty
             threading.Event().wait(generator.uniform(0, 0.03))
             process.kill()
         folder = weights.installed_folder("buffalo_l")
-        assert folder is None or weights.verify(folder) == []
+        assert folder is None or verify(folder) == []
         (home / "buffalo_l" / "det_10g.onnx").unlink(missing_ok=True)
-    assert weights.verify(weights.pull(entry, accepted())) == []
+    assert verify(weights.pull(entry, accepted())) == []
     assert installed(home) == ["buffalo_l"]
 
 
@@ -341,7 +341,7 @@ def test_the_shipped_model_is_whole() -> None:
     if folder is None:
         pytest.skip("models/small is not in this checkout")
     assert weights.find_model("small") == folder
-    assert weights.verify(folder) == []
+    assert verify(folder) == []
     assert weights.pull(CATALOGUE["small"]) == folder
 
 
@@ -382,7 +382,7 @@ def test_pull_refldm_ends_with_a_model_that_loads(server: FaultyServer, home: Pa
     folder = weights.pull(entry, accepted())
     assert folder == home / "refldm" == weights.find_model("refldm")
     assert weights.best_installed_model() == "refldm"
-    assert weights.verify(folder) == []
+    assert verify(folder) == []
     assert installed(home) == ["refldm"]
     pipeline = ReFLDMPipeline.from_pretrained(folder)
     assert pipeline.unet.config.sample_size == 16

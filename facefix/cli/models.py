@@ -11,8 +11,9 @@ from typing import Any
 
 import typer
 
-from facefix import weights
+from facefix import checksums, weights
 from facefix.cli.app import app
+from facefix.download import sha256_of
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
 
 models = typer.Typer(help="List, fetch, verify and import weights.", no_args_is_help=True)
@@ -98,7 +99,7 @@ def verify(names: list[str] = typer.Argument(None, help="Names in the catalogue;
             if names:
                 raise WeightsUnavailable(weights.how_to_install(weights.entry(name)))
             continue
-        problems = weights.verify(folder)
+        problems = checksums.verify(folder)
         print(f"{name}: {'damaged' if problems else 'sound'}")
         for problem in problems:
             print(problem, file=sys.stderr)
@@ -172,5 +173,7 @@ def import_model(
     from facefix.diffusion.convert import import_refldm
 
     folder = import_refldm(checkpoint, vqgan, config, to)
-    weights.write_manifest(folder, weights.entry(kind), weights.describe_files([checkpoint, vqgan]))
+    weights.seal_installed(
+        folder, weights.entry(kind), {published.name: sha256_of(published) for published in (checkpoint, vqgan)}
+    )
     print(folder)
