@@ -20,7 +20,7 @@ CONFIG_NAME = "facefix.toml"
 
 ENV_PREFIX = "FACEFIX_"
 
-NOT_SETTINGS = frozenset({"CONFIG", "SHARED", "WEIGHTS_DIR"})
+NOT_SETTINGS = frozenset({"CONFIG", "SHARED", "WEIGHTS_DIR", "WEIGHTS_MIRROR"})
 """Variables with our prefix that are read elsewhere: which configuration file, where test pictures and weights lie."""
 
 _NOT_SETTINGS_PREFIXES = ("TEST_", "BENCH_")
@@ -57,10 +57,11 @@ class Settings(BaseSettings):
     steps: int | None = Field(None, ge=1, le=1000, description="sampling steps; default: the model's own")
     guidance: float | None = Field(None, ge=0, le=20, description="guidance scale; default: the model's own")
     sampler: str | None = Field(None, description="sampler; default: the model's own")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the noise")
+    seed: int = Field(2024, ge=0, lt=2**63, description="seed of the noise")
 
     strength: float = Field(1.0, ge=0, le=1, description="how much of the restoration is used, 0 to 1")
     upscale: int = Field(1, ge=1, le=8, description="enlarge the whole photo this many times")
+    raw_format: Literal["tiff", "jpeg"] = Field("tiff", description="format of developed camera raw photos")
     only_changed: bool = Field(False, description="write only photos in which a face was restored")
     if_exists: Literal["skip", "overwrite", "fail"] = Field(
         "skip", description="what to do with a file in the output folder that is not known to be ours"

@@ -26,5 +26,8 @@ def facefix(*arguments: object) -> Finished:
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
-        code = run()
+        try:
+            code = run()
+        except SystemExit as leave:  # shell completion leaves this way
+            code = leave.code if isinstance(leave.code, int) else 0
     return Finished(code, stdout.getvalue(), stderr.getvalue())

@@ -128,3 +128,14 @@ def test_import_of_what_is_no_checkpoint(home: Path, tmp_path: Path) -> None:
     assert not target.exists()
     assert facefix("models", "import", "other", *arguments).code == 2
     assert facefix("models", "import", "refldm", tmp_path / "none.ckpt", *arguments[1:]).code == 2
+
+
+def test_wrong_use_is_explained_with_exit_code_2() -> None:
+    for arguments, message in {
+        ("models", "pull"): "Missing argument",
+        ("models", "pull", "small", "--nonsense"): "No such option",
+        ("nonsense",): "No such command",
+    }.items():
+        wrong = facefix(*arguments)
+        assert wrong.code == 2
+        assert message in wrong.stderr

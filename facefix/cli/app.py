@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from facefix import __version__
@@ -16,6 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""click's ClickException; Typer carries a click of its own since 0.20 or so and names only its subclass"""
 
 
 def _print_version(asked: bool) -> None:
@@ -34,16 +37,16 @@ def root(
 def run() -> int:
     """Run the command line on ``sys.argv``; return its exit code (DESIGN: 0, 1, 2, 3, 4, 69, 75, 130, 143)."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="facefix", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FacefixError as error:
         print(f"facefix: error: {error}", file=sys.stderr)
         return error.exit_code
-    except click.ClickException as error:
+    except COMMAND_LINE_ERROR as error:
         error.show()
-        return error.exit_code
-    except click.exceptions.Exit as leave:
+        return int(error.exit_code)
+    except typer.Exit as leave:
         return leave.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("facefix: interrupted", file=sys.stderr)
         return 130

@@ -19,6 +19,13 @@ from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
 models = typer.Typer(help="List, fetch, verify and import weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
+
+def _complete_name(incomplete: str) -> list[str]:
+    return [name for name in weights.CATALOGUE if name.startswith(incomplete)]
+
+
+NAME = typer.Argument(..., help="Name in the catalogue.", autocompletion=_complete_name)
+NAMES = typer.Argument(None, help="Names in the catalogue; all that are installed.", autocompletion=_complete_name)
 ACCEPT = typer.Option(False, "--accept-licence", "--accept-license", help="I have read the licence and agree to it.")
 GIVEN = typer.Option([], "--from", help="Take the files from this file or folder instead of the network (repeatable).")
 MIRROR = typer.Option(
@@ -81,7 +88,7 @@ def _human_bytes(count: int | None) -> str:
 
 
 @models.command()
-def path(name: str = typer.Argument(..., help="Name in the catalogue.")) -> None:
+def path(name: str = NAME) -> None:
     """Print the folder where weights are installed."""
     folder = weights.installed_folder(name)
     if folder is None:
@@ -90,7 +97,7 @@ def path(name: str = typer.Argument(..., help="Name in the catalogue.")) -> None
 
 
 @models.command()
-def verify(names: list[str] = typer.Argument(None, help="Names in the catalogue; all that are installed.")) -> None:
+def verify(names: list[str] = NAMES) -> None:
     """Compare installed weights with the checksums recorded when they were installed."""
     folders = {name: weights.installed_folder(name) for name in names or weights.CATALOGUE}
     damaged = []
@@ -113,7 +120,7 @@ def verify(names: list[str] = typer.Argument(None, help="Names in the catalogue;
 
 @models.command()
 def pull(
-    name: str = typer.Argument(..., help="Name in the catalogue."),
+    name: str = NAME,
     accept_licence: bool = ACCEPT,
     given: list[Path] = GIVEN,
     mirror: str | None = MIRROR,

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from facefix.errors import FacefixError
 from facefix.faces.face import Detection, Face, Quality
@@ -52,6 +53,20 @@ class IndexedPhoto:
     faces: tuple[Face, ...]
     named: tuple[NamedBox, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredEmbedding:
+    """An identity embedding as it lies in the ledger."""
+
+    sha256: str
+    """of the photo's content"""
+    number: int
+    """of the face in it"""
+    backend: str
+    box: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels of the upright photo"""
+    vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +424,28 @@ class Ledger:
         self._connection.execute("VACUUM")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return count
+
+    def embeddings(self) -> Iterator[StoredEmbedding]:
+        """Every identity embedding there is."""
+        rows = self._connection.execute(
+            "SELECT sha256, number, backend, box, embedding FROM faces WHERE length(embedding) > 0"
+        )
+        for sha256, number, backend, box, embedding in rows:
+            left, top, right, bottom = json.loads(box)
+            yield StoredEmbedding(
+                sha256, number, backend, (left, top, right, bottom), np.frombuffer(embedding, dtype="<f4")
+            )
+
+    def named_boxes(self) -> Iterator[tuple[str, NamedBox]]:
+        """(sha256, face region) of every face that a photo's own metadata names."""
+        for sha256, named in self._connection.execute("SELECT sha256, named FROM indexed WHERE named != '[]'"):
+            for name, box in json.loads(named):
+                yield sha256, NamedBox(name, (box[0], box[1], box[2], box[3]))
+
+    def paths(self) -> Iterator[tuple[Path, str]]:
+        """(path, sha256) of every file whose content is known."""
+        for path, sha256 in self._connection.execute("SELECT path, sha256 FROM files"):
+            yield _path(path), sha256
 
     def faces_of(self, person: str) -> list[tuple[str, int]]:
         """(sha256, number) of every face that was taken for ``person``, and of the references used for it."""
