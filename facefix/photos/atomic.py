@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: temporary file in the same folder, check, fsync, rename, fsync of the folder."""
+"""Files that appear whole or not at all: temporary file in the same folder, check, fsync, rename, fsync again."""
 
 from __future__ import annotations
 
@@ -114,15 +114,20 @@ def _sync(path: Path) -> None:
 def _copy_and_hash(source: Path, temporary: Path) -> str:
     """Copy and return the digest of what was read, so that a source that changes meanwhile is noticed elsewhere."""
     digest = hashlib.sha256()
-    try:
-        reader = open(source, "rb")
-    except OSError as error:
-        raise PhotoError(f"{source}: cannot be read: {error.strerror or error}") from error
-    with reader, open(temporary, "wb") as writer:
-        while chunk := reader.read(_CHUNK_BYTES):
+    with open(temporary, "wb") as writer:
+        for chunk in _chunks_of(source):
             digest.update(chunk)
             writer.write(chunk)
     return digest.hexdigest()
+
+
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def free_bytes(folder: Path) -> int:

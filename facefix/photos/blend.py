@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from facefix.errors import UsageError
 from facefix.faces.align import CROP_SIZE, TEMPLATE_512, Matrix, apply, compose, invert, warp
+from facefix.photos.colour import is_monochrome
 from facefix.photos.region import Region
 
 Photo = NDArray[Any]
@@ -26,6 +28,9 @@ _FEATHER = 0.42
 
 _BORDER_PX = 24.0
 """Crop pixels over which the mask fades out towards the border of the crop."""
+
+_LANCZOS_REACH = 4
+"""Photo pixels round a part that its enlargement depends on, and one to spare."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as Pillow converts to grey."""
@@ -53,16 +58,17 @@ def blend_face(
     """
     _check(photo_rgb, restored, matrix, strength, scale)
     photo = photo_rgb if photo_rgb.dtype == np.uint8 else _to_uint8(photo_rgb)
-    crop = warp(photo, matrix).astype(np.float32) / 255
-    wanted = restored.astype(np.float32) / 255
-    if grey:
+    photo_crop = warp(photo, matrix)
+    crop, wanted = _to_float(photo_crop), _to_float(restored)
+    if grey or is_monochrome(photo_crop):
         wanted = np.repeat((wanted @ _LUMA)[:, :, None], 3, axis=2)
     mask = face_mask()
-    change = match_low_frequencies(wanted, crop, mask * _inside(photo.shape[1], photo.shape[0], matrix)) - crop
+    inside = _inside(photo.shape[1], photo.shape[0], matrix)
+    change = match_low_frequencies(wanted, crop, mask * inside) - crop
     crop_from_picture = compose(matrix, _photo_from_enlarged(scale))
     box = _bounds(crop_from_picture, photo.shape[1] * scale, photo.shape[0] * scale)
     layers = _sample(np.dstack([change, mask]), crop_from_picture, box)
-    base = _enlarged_part(photo_rgb, box, scale)
+    base = picture_part(photo_rgb, box, scale)
     alpha = layers[:, :, 3] * np.float32(strength)
     alpha[alpha < _FAINTEST] = 0
     rgb = np.clip(base + layers[:, :, :3], 0, 1).astype(np.float32)
@@ -86,7 +92,8 @@ def face_mask(size: int = CROP_SIZE) -> NDArray[np.float32]:
     radius = np.hypot(x / half_width, y / half_height)
     border = np.minimum(axis + 0.5, CROP_SIZE - 0.5 - axis) / _BORDER_PX
     fade = _smoothstep(np.minimum(border[:, None], border[None, :]))
-    return (_smoothstep((1 + _FEATHER / 2 - radius) / _FEATHER) * fade).astype(np.float32)
+    mask: NDArray[np.float32] = (_smoothstep((1 + _FEATHER / 2 - radius) / _FEATHER) * fade).astype(np.float32)
+    return mask
 
 
 def match_low_frequencies(
@@ -101,7 +108,8 @@ def match_low_frequencies(
     smooth = _gaussian_blur(small, _LOW_FREQUENCY_SIGMA * _MATCH_SIDE / image.shape[0])
     shift = smooth[:, :3] / (smooth[:, 3:] + 1e-4)
     shift = torch.nn.functional.interpolate(shift, size=image.shape[:2], mode="bicubic", align_corners=False)
-    return (image + shift[0].permute(1, 2, 0).numpy()).astype(np.float32)
+    shifted: NDArray[np.float32] = image + shift[0].permute(1, 2, 0).numpy()
+    return shifted
 
 
 def _check(photo: Photo, restored: NDArray[np.uint8], matrix: Matrix, strength: float, scale: int) -> None:
@@ -119,6 +127,12 @@ def _check(photo: Photo, restored: NDArray[np.uint8], matrix: Matrix, strength: 
 
 def _to_uint8(pixels: Photo) -> NDArray[np.uint8]:
     return np.clip(np.rint(np.asarray(pixels, dtype=np.float32) * 255), 0, 255).astype(np.uint8)
+
+
+def _to_float(pixels: Photo) -> NDArray[np.float32]:
+    """uint8, or float 0..1, as float32 0..1."""
+    scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
+    return scaled
 
 
 def _smoothstep(value: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,30 +189,19 @@ def _sample(
     return np.ascontiguousarray(averaged[0].permute(1, 2, 0).numpy())
 
 
-def _enlarged_part(photo: Photo, box: tuple[int, int, int, int], scale: int) -> NDArray[np.float32]:
-    """(h, w, 3) float 0..1: the pixels of ``box`` of the photo enlarged ``scale`` times."""
+def picture_part(photo: Photo, box: tuple[int, int, int, int], scale: int) -> NDArray[np.float32]:
+    """(h, w, 3) float 0..1: ``box`` of the photo enlarged ``scale`` times with Lanczos, as the whole photo would be."""
     left, top, right, bottom = box
     if scale == 1:
-        part = photo[top:bottom, left:right]
-        return part.astype(np.float32) / (255 if photo.dtype == np.uint8 else 1)
-    return enlarge_part(photo, box, scale)
-
-
-def enlarge_part(photo: Photo, box: tuple[int, int, int, int], scale: int) -> NDArray[np.float32]:
-    """(h, w, 3) float 0..1: ``box`` of the photo enlarged ``scale`` times with Lanczos, as the whole photo would be."""
-    from PIL import Image  # noqa: PLC0415
-
-    left, top, right, bottom = box
+        return _to_float(photo[top:bottom, left:right])
     if right <= left or bottom <= top:
         return np.zeros((bottom - top, right - left, 3), np.float32)
     pixels = photo if photo.dtype == np.uint8 else _to_uint8(photo)
-    margin = 4
-    x0, y0 = max(left // scale - margin, 0), max(top // scale - margin, 0)
-    x1, y1 = min(-(-right // scale) + margin, photo.shape[1]), min(-(-bottom // scale) + margin, photo.shape[0])
+    x0, y0 = max(left // scale - _LANCZOS_REACH, 0), max(top // scale - _LANCZOS_REACH, 0)
+    x1, y1 = -(-right // scale) + _LANCZOS_REACH, -(-bottom // scale) + _LANCZOS_REACH
     part = Image.fromarray(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
     large = np.asarray(part.resize((part.width * scale, part.height * scale), Image.Resampling.LANCZOS))
-    inner = large[top - y0 * scale : bottom - y0 * scale, left - x0 * scale : right - x0 * scale]
-    return inner.astype(np.float32) / 255
+    return _to_float(large[top - y0 * scale : bottom - y0 * scale, left - x0 * scale : right - x0 * scale])
 
 
 def _gaussian_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -13,21 +13,31 @@ RAW_SUFFIXES = frozenset(
     | {".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".x3f"}
 )
 
-OPTIONAL_SUFFIXES = HEIF_SUFFIXES | AVIF_SUFFIXES | RAW_SUFFIXES
+OPTIONAL_SUFFIXES = HEIF_SUFFIXES | RAW_SUFFIXES
 
 SUFFIXES = (
     frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".webp", ".bmp", ".dib"})
+    | AVIF_SUFFIXES
     | OPTIONAL_SUFFIXES
 )
 """Lower-case file name endings that are taken for photos."""
 
 
+_MAGICS = (
+    ("JPEG", 0, (b"\xff\xd8\xff",)),
+    ("PNG", 0, (b"\x89PNG\r\n\x1a\n",)),
+    ("TIFF", 0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("WEBP", 8, (b"WEBP",)),
+    ("BMP", 0, (b"BM",)),
+)
+
+
 def missing_extra(suffix: str) -> str | None:
-    """Name of the optional extra that files of ``suffix`` need and that is not installed; None when they can be read."""
-    if suffix in HEIF_SUFFIXES | AVIF_SUFFIXES:
+    """Name of the optional extra that ``suffix`` needs where it is not installed; None when it can be read."""
+    if suffix in HEIF_SUFFIXES:
         return None if importlib.util.find_spec("pillow_heif") else "heif"
     if suffix in RAW_SUFFIXES:
-        return None if importlib.util.find_spec("rawpy") and importlib.util.find_spec("tifffile") else "raw"
+        return None if importlib.util.find_spec("rawpy") else "raw"
     return None
 
 
@@ -36,19 +46,10 @@ def sniff(head: bytes) -> str | None:
 
     Most camera raw files are TIFF by their first bytes; their suffix tells them apart.
     """
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:2] == b"BM" and len(head) > 14:
-        return "BMP"
-    if head[4:8] == b"ftyp":
-        return _sniff_iso(head)
-    return None
+    for kind, start, magics in _MAGICS:
+        if any(head.startswith(magic, start) for magic in magics):
+            return kind if kind != "WEBP" or head.startswith(b"RIFF") else None
+    return _sniff_iso(head) if head[4:8] == b"ftyp" else None
 
 
 def _sniff_iso(head: bytes) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import UsageError
-from facefix.photos.orientation import Box
+from facefix.photos.turning import Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)

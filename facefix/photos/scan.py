@@ -156,7 +156,7 @@ class _Walk:
             self._refuse_output(folder)
             self._skip(folder, "output of an earlier run")
             return []
-        found = []
+        found = list[tuple[Path, Path]]()
         for entry in entries:
             path, place = folder / entry.name, relative / entry.name
             if self._is_excluded(path, root):

@@ -1,0 +1,1 @@
+"""One module per file format; they all offer what base.Container says."""
