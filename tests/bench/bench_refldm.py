@@ -1,0 +1,282 @@
+"""ReF-LDM at the published size, random weights: our path against a plain implementation of the same step.
+
+    python tests/bench/bench_refldm.py [--device cpu|cuda] [--dtype fp32|bf16] [--repeats 5] [--json OUT.json]
+
+The plain implementation follows the published code: attention as einsum with a materialised softmax over own and all
+reference tokens, joined anew in every call; the unconditional half holds N copies of the null reference; references
+are encoded, and passed through the denoiser in a batch of (null, reference), for every face. Both run interleaved in
+one process; figures are medians. A person with 20 faces, 5 references and 50 steps is added up from its parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from rich.console import Console
+from rich.table import Table
+
+from facefix import ReferenceCache, ReFLDMPipeline
+from facefix.device import DTYPES, choose_device
+from facefix.diffusion import autoencoder as vqgan
+from facefix.diffusion.autoencoder import build_autoencoder
+from facefix.diffusion.cachekv import attention_layers, denoise, reference_pass
+from facefix.diffusion.schedule import ddim_scheduler
+from facefix.diffusion.unet import build_unet
+
+REFERENCES = (0, 1, 2, 5)
+FACES, STEPS, SET_SIZE = 20, 50, 5
+PAIR_GFLOP, REFERENCE_GFLOP, DECODE_GFLOP = 186.0, 14.4, 1214.0
+
+Timings = dict[str, list[float]]
+
+
+class PlainAttention:
+    """Attention as the published code computes it, with one list of keys and values per reference pass."""
+
+    def __init__(self) -> None:
+        self.saving = False
+        self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, temb: Any = None, **_: Any) -> torch.Tensor:
+        batch, channels, height, width = hidden_states.shape
+        tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
+        query, key, value = (
+            layer(tokens).unflatten(2, (attn.heads, -1)).permute(0, 2, 3, 1)  # (B, heads, dim, T)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        if self.saving:
+            self.saved.append((key, value))
+        elif self.saved:
+            key = torch.cat([key, *(k for k, _ in self.saved)], dim=-1)
+            value = torch.cat([value, *(v for _, v in self.saved)], dim=-1)
+        scale = query.shape[2] ** -0.25
+        weight = torch.einsum("bhct,bhcs->bhts", query * scale, key * scale).float()
+        weight = torch.softmax(weight, dim=-1).type(query.dtype)
+        attended = torch.einsum("bhts,bhcs->bhct", weight, value).flatten(1, 2).transpose(1, 2)
+        return hidden_states + attn.to_out[0](attended).transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class Plain:
+    """The same networks as a pipeline's, run as the published code runs them."""
+
+    def __init__(self, pipeline: ReFLDMPipeline) -> None:
+        self.pipeline = pipeline
+        self.layers = [PlainAttention() for _ in attention_layers(pipeline.unet)]
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Plain attention in the denoiser and in the autoencoder; ours again afterwards."""
+        modules = [*attention_layers(self.pipeline.unet).values(), *_mid_attentions(self.pipeline)]
+        ours = [module.processor for module in modules]
+        plain = [*self.layers, *(PlainAttention() for _ in _mid_attentions(self.pipeline))]
+        for module, processor in zip(modules, plain, strict=True):
+            module.set_processor(processor)
+        try:
+            yield
+        finally:
+            for module, processor in zip(modules, ours, strict=True):
+                module.set_processor(processor)
+
+    def reference_pass(self, latents: torch.Tensor) -> None:
+        """One pass per reference of a batch of (null, reference)."""
+        for layer in self.layers:
+            layer.saved, layer.saving = [], True
+        for latent in latents:
+            pair = torch.stack([torch.zeros_like(latent), latent])
+            self.pipeline.unet(torch.cat([pair, torch.zeros_like(pair)], dim=1), 0)
+        for layer in self.layers:
+            layer.saving = False
+
+    def pair(self, sample: torch.Tensor) -> torch.Tensor:
+        """One guidance pair; reads what the last reference pass left."""
+        return self.pipeline.unet(sample.repeat(2, 1, 1, 1), 500).sample
+
+    def forget(self) -> None:
+        for layer in self.layers:
+            layer.saved = []
+
+
+def _mid_attentions(pipeline: ReFLDMPipeline) -> list[Attention]:
+    halves = (pipeline.autoencoder.encoder, pipeline.autoencoder.decoder)
+    return [half.mid_block.attentions[0] for half in halves]
+
+
+def build(device: torch.device, dtype: torch.dtype) -> ReFLDMPipeline:
+    """The published size with random weights."""
+    torch.manual_seed(0)
+    pipeline = ReFLDMPipeline(build_autoencoder("refldm").eval(), build_unet("refldm").eval(), ddim_scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device, dtype)
+
+
+class Clock:
+    """Times calls by name, in wall seconds and in CPU seconds of this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.wall: Timings = {}
+        self.cpu: Timings = {}
+
+    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
+        self._synchronize()
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = call()
+        self._synchronize()
+        self.wall.setdefault(name, []).append(time.perf_counter() - wall)
+        self.cpu.setdefault(name, []).append(time.process_time() - cpu)
+        return result
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(values[1:] or values) for name, values in self.wall.items()}
+
+    def cpu_medians(self) -> dict[str, float]:
+        return {name: statistics.median(values[1:] or values) for name, values in self.cpu.items()}
+
+
+@torch.inference_mode()
+def measure(pipeline: ReFLDMPipeline, repeats: int, slow_repeats: int) -> Clock:
+    """Every part, ours and plain in turn; the first round of each warms up."""
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    clock, plain = Clock(device), Plain(pipeline)
+    sample = torch.randn(1, 16, 64, 64, device=device, dtype=dtype)
+    reference_latents = torch.randn(SET_SIZE, 8, 64, 64, device=device, dtype=dtype)
+    latents = sample[:, :8].float()
+    images = torch.rand(SET_SIZE, 3, 512, 512, device=device, dtype=dtype) * 2 - 1
+    caches = {count: _cache(pipeline, reference_latents[:count]) for count in REFERENCES if count}
+    for _ in range(repeats + 1):
+        for count in REFERENCES:
+            branches, copies = pipeline._branches(caches.get(count), 1.5, latents.to(dtype))
+            if count == 0:  # the pair as the published code runs it, both rows alike
+                branches, copies = (), 2
+            clock(f"fast/pair {count}", lambda b=branches, c=copies: _pair(pipeline, sample, b, c))
+            with plain.installed():
+                plain.reference_pass(reference_latents[:count]) if count else plain.forget()
+                clock(f"plain/pair {count}", lambda: plain.pair(sample))
+                plain.forget()
+    for _ in range(slow_repeats + 1):
+        clock("fast/reference pass", lambda: _cache(pipeline, reference_latents))
+        clock("fast/encode references", lambda: pipeline._encode_strip(images))
+        clock("fast/encode LQ", lambda: pipeline._encode(images[:1]))
+        clock("fast/decode", lambda: pipeline.decode(latents))
+        with plain.installed():
+            clock("plain/reference pass", lambda: plain.reference_pass(reference_latents))
+            plain.forget()
+            clock("plain/encode references", lambda: pipeline._encode_strip(images))
+            clock("plain/encode LQ", lambda: pipeline._encode(images[:1]))
+            clock("plain/decode", lambda: _plain_decode(pipeline, latents))
+    return clock
+
+
+def _cache(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> ReferenceCache:
+    return reference_pass(pipeline.unet, latents, encoding="strip")
+
+
+def _pair(pipeline: ReFLDMPipeline, sample: torch.Tensor, branches: Any, copies: int) -> torch.Tensor:
+    return denoise(pipeline.unet, sample.repeat(copies, 1, 1, 1), 500, branches)
+
+
+def _plain_decode(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> torch.Tensor:
+    """Full distance matrix |z|^2 + |e|^2 - 2 z e, then the decoder."""
+    codes = pipeline.autoencoder.quantize.embedding.weight.float()
+    vectors = latents.permute(0, 2, 3, 1).reshape(-1, 8)
+    distances = vectors.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * vectors @ codes.T
+    nearest = codes[distances.argmin(1)].view(1, 64, 64, 8).permute(0, 3, 1, 2)
+    return vqgan.decode(pipeline.autoencoder, nearest.to(pipeline.autoencoder.dtype), quantized=False)
+
+
+def totals(parts: dict[str, float]) -> dict[str, float]:
+    """Seconds for a person with 20 faces and 5 references at 50 steps, added up from the parts."""
+
+    def of(side: str, name: str) -> float:
+        return parts[f"{side}/{name}"]
+
+    per_face = {
+        side: of(side, "encode LQ") + STEPS * of(side, f"pair {SET_SIZE}") + of(side, "decode")
+        for side in ("fast", "plain")
+    }
+    references = {side: of(side, "encode references") + of(side, "reference pass") for side in ("fast", "plain")}
+    return {
+        "fast": FACES * per_face["fast"] + references["fast"],
+        "plain": FACES * (per_face["plain"] + references["plain"]),
+    }
+
+
+def peak_encode_bytes(pipeline: ReFLDMPipeline) -> int:
+    """Highest resident memory of the process while 5 references are encoded (weights included)."""
+    if pipeline.unet.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        pipeline.encode_references(torch.zeros(SET_SIZE, 3, 512, 512))
+        return torch.cuda.max_memory_allocated()
+    pipeline.encode_references(torch.zeros(SET_SIZE, 3, 512, 512))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(console: Console, parts: dict[str, float], sums: dict[str, float], title: str) -> None:
+    table = Table("part", "fast s", "plain s", "fast / plain", title=title)
+    names = [name.removeprefix("fast/") for name in parts if name.startswith("fast/")]
+    for name in names:
+        fast, plain = parts[f"fast/{name}"], parts[f"plain/{name}"]
+        table.add_row(name, f"{fast:.3f}", f"{plain:.3f}", f"{fast / plain:.3f}")
+    table.add_row(
+        f"{FACES} faces, {SET_SIZE} references, {STEPS} steps",
+        f"{sums['fast']:.0f}",
+        f"{sums['plain']:.0f}",
+        f"{sums['fast'] / sums['plain']:.3f}",
+    )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="fp32", choices=sorted(DTYPES))
+    parser.add_argument("--repeats", type=int, default=5, help="counted runs of each pair")
+    parser.add_argument("--slow-repeats", type=int, default=2, help="counted runs of encoding and decoding")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
+    pipeline = build(device, dtype)
+    peak = peak_encode_bytes(pipeline)
+    clock = measure(pipeline, arguments.repeats, arguments.slow_repeats)
+    parts, cpu_parts = clock.medians(), clock.cpu_medians()
+    figures = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": arguments.dtype,
+        "wall_s": parts,
+        "cpu_s": cpu_parts,
+        "person_wall_s": totals(parts),
+        "person_cpu_s": totals(cpu_parts),
+        "peak_encode_bytes": peak,
+    }
+    console = Console(width=100)
+    title = f"{figures['device']}, {figures['threads']} threads, torch {torch.__version__}, {arguments.dtype}"
+    show(console, parts, totals(parts), f"wall seconds, medians: {title}")
+    if device.type == "cpu":
+        show(console, cpu_parts, totals(cpu_parts), "CPU seconds, medians")
+    console.print(f"peak memory while 5 references are encoded: {peak / 2**30:.2f} GiB")
+    gflop = PAIR_GFLOP + SET_SIZE * REFERENCE_GFLOP
+    console.print(f"pair with 5 references: {gflop / parts['fast/pair 5']:.0f} GFLOP/s; ", end="")
+    console.print(f"decode: {DECODE_GFLOP / parts['fast/decode']:.0f} GFLOP/s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
