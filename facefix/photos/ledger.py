@@ -112,7 +112,7 @@ class PhotoOutcome:
     """place in the output tree"""
     source: Path
     status: str
-    """restored, copied, left (nothing to do and --only-changed), skipped or failed"""
+    """restored, enlarged (only that), copied, left (nothing to do and --only-changed) or failed"""
     reason: str = ""
     sha256: str | None = None
     target: Path | None = None
@@ -327,6 +327,13 @@ class Ledger:
                 [(_key(relative), _key(source)) for relative, source in photos],
             )
 
+    def confirm(self, photos: Iterable[Path], portraits: str) -> None:
+        """Note that photos stand under a new digest of portraits and corrections. Commits."""
+        with self._connection:
+            self._connection.executemany(
+                "UPDATE photos SET portraits = ? WHERE relative = ?", [(portraits, _key(photo)) for photo in photos]
+            )
+
     def record_photo(
         self, outcome: PhotoOutcome, *, portraits: str = "", written: os.stat_result | None = None
     ) -> None:
@@ -462,6 +469,17 @@ class Ledger:
                 if row is not None:
                     found.add((row[0], number))
         return sorted(found)
+
+    def face_box(self, path: Path, number: int) -> tuple[float, float, float, float] | None:
+        """left, top, right, bottom of a face of the file at ``path``, in pixels of the upright photo, where known."""
+        row = self._connection.execute(
+            "SELECT box FROM faces JOIN files USING (sha256) WHERE path = ? AND number = ? LIMIT 1",
+            (_key(path.absolute()), number),
+        ).fetchone()
+        if row is None:
+            return None
+        left, top, right, bottom = json.loads(row[0])
+        return (left, top, right, bottom)
 
     def people(self) -> list[tuple[str, int]]:
         """Names of the people in the outputs, and how many faces of each."""
