@@ -50,6 +50,8 @@ class Raster:
     """(N, 4) RGBA of a palette picture"""
     key: tuple[int, ...] | None = None
     """the colour that stands for transparent, in a grey or RGB picture without alpha"""
+    bits: int | None = None
+    """bits of a sample where that is less than its type has"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,7 +61,9 @@ class Raster:
     @property
     def peak(self) -> int:
         """The sample value of full intensity."""
-        return 1 if self.model == "bilevel" else int(np.iinfo(self.samples.dtype).max)
+        if self.model == "bilevel":
+            return 1
+        return (1 << self.bits) - 1 if self.bits else int(np.iinfo(self.samples.dtype).max)
 
     @property
     def colours(self) -> int:
@@ -120,7 +124,7 @@ def enlarged(raster: Raster, scale: int) -> Raster:
         large = _lanczos(raster.samples[:, :, 0] * np.uint8(255), width, height)
         return dataclasses.replace(raster, samples=_dithered(large)[:, :, None])
     planes = [_lanczos(raster.samples[:, :, channel], width, height) for channel in range(raster.samples.shape[2])]
-    return dataclasses.replace(raster, samples=np.stack(planes, axis=2))
+    return dataclasses.replace(raster, samples=np.minimum(np.stack(planes, axis=2), raster.peak, dtype=planes[0].dtype))
 
 
 def to_8bit(samples: Samples, peak: int) -> Bytes8:

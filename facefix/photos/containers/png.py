@@ -104,7 +104,9 @@ def decode(source: Source) -> Raster:
         return Raster(samples.astype(np.uint8), "bilevel", key=_transparent_colour(details))
     if image.mode == "P":
         return Raster(samples, "palette", palette=_palette(details))
-    return Raster(samples, model, alpha, key=_transparent_colour(details))  # type: ignore[arg-type]
+    bits = details.depth if details.depth < 8 else None
+    samples = samples // np.uint8(255 // ((1 << bits) - 1)) if bits else samples
+    return Raster(samples, model, alpha, key=_transparent_colour(details), bits=bits)  # type: ignore[arg-type]
 
 
 def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
@@ -241,9 +243,7 @@ def _transparent_colour(details: _Details) -> tuple[int, ...] | None:
     count = _CHANNELS[details.colour]
     if data is None or details.colour not in (_GREY, _RGB) or len(data) < 2 * count:
         return None
-    values = struct.unpack_from(f">{count}H", data)
-    factor = 255 // ((1 << details.depth) - 1) if 1 < details.depth < 8 else 1
-    return tuple(value * factor for value in values)
+    return struct.unpack_from(f">{count}H", data)
 
 
 def _palette(details: _Details) -> Bytes8:
@@ -259,7 +259,7 @@ def _compressed(raster: Raster, details: _Details) -> list[bytes]:
     """The data of the new IDAT chunks."""
     if details.depth == 8 and not details.interlaced:
         return _chunks_by_pillow(raster)
-    if details.depth == 16 and not details.interlaced:
+    if details.depth == 16 and not details.interlaced and details.colour != _GREY_ALPHA:
         encoded = imagecodecs.png_encode(contiguous(raster.samples).squeeze(), level=_COMPRESSION_LEVEL)
         return [chunk[8:-4] for chunk in _picture_chunks(bytes(encoded))]
     passes = _ADAM7 if details.interlaced else ((0, 0, 1, 1),)
@@ -299,7 +299,5 @@ def _filtered(samples: NDArray[np.uint8 | np.uint16], details: _Details) -> byte
 def _packed(samples: NDArray[np.uint8 | np.uint16], details: _Details) -> Bytes8:
     """(H, bytes): samples of 1, 2 or 4 bits, the leftmost in the highest bits."""
     depth = details.depth
-    factor = 255 // ((1 << depth) - 1) if details.colour == _GREY and depth > 1 else 1
-    values = (samples // factor).astype(np.uint8)
-    bits = np.unpackbits(values[:, :, None], axis=2)[:, :, 8 - depth :]
-    return np.packbits(bits.reshape(len(values), -1), axis=1)
+    bits = np.unpackbits(samples.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - depth :]
+    return np.packbits(bits.reshape(len(samples), -1), axis=1)

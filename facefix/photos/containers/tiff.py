@@ -228,31 +228,21 @@ def _why_not_written(details: _Details) -> str | None:
 
 
 def _as_raster(samples: NDArray[Any], details: _Details) -> Raster:
-    """The file's samples in the raster's polarity and range; undone by _as_stored."""
+    """The file's samples in the raster's polarity; undone by _as_stored."""
     geometry = details.geometry
     assert geometry is not None
-    if details.model == "grey":
-        samples[:, :, 0] *= _spread(geometry)
     if details.photometric == _WHITE_IS_ZERO:
-        samples[:, :, 0] = (1 if geometry.bits == 1 else np.iinfo(samples.dtype).max) - samples[:, :, 0]
-    return Raster(samples, details.model, details.alpha, details.palette)
+        samples[:, :, 0] = (1 << geometry.bits) - 1 - samples[:, :, 0]
+    bits = geometry.bits if geometry.bits < 8 and details.model == "grey" else None
+    return Raster(samples, details.model, details.alpha, details.palette, bits=bits)
 
 
 def _as_stored(raster: Raster, details: _Details) -> NDArray[Any]:
-    geometry = details.geometry
-    assert geometry is not None
     samples = raster.samples
     if details.photometric == _WHITE_IS_ZERO:
         samples = samples.copy()
         samples[:, :, 0] = raster.peak - samples[:, :, 0]
-    if details.model == "grey" and _spread(geometry) > 1:
-        samples = samples // _spread(geometry)
     return samples
-
-
-def _spread(geometry: Geometry) -> int:
-    """Factor that takes grey samples of 2 or 4 bits to 8."""
-    return 255 // ((1 << geometry.bits) - 1) if 1 < geometry.bits < 8 else 1
 
 
 def _decode_by_pillow(source: Source) -> Raster:

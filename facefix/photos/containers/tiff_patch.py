@@ -42,6 +42,8 @@ class Patch:
                 self._data[aligned : aligned + len(data)] = data
                 self._free[index] = (aligned + len(data), end)
                 return aligned
+        if self._free and self._free[-1][1] == len(self._data):
+            del self._data[self._free.pop()[0] :]
         self._data.extend(b"\0" * (len(self._data) % 2))
         offset = len(self._data)
         self._data.extend(data)
