@@ -28,7 +28,18 @@ from facefix.photos.raster import Change, Raster
 from facefix.photos.region import Region
 from facefix.photos.scan import printable
 
-__all__ = ["MAX_PIXELS", "Photo", "Region", "Written", "copy_photo", "read_photo", "write_photo"]
+__all__ = [
+    "MAX_PIXELS",
+    "Photo",
+    "Region",
+    "Written",
+    "copy_photo",
+    "read_photo",
+    "stored_box",
+    "stored_raster",
+    "write_photo",
+    "write_raster",
+]
 
 MAX_PIXELS = 200_000_000
 """Default limit of width times height; more is refused before decoding."""
@@ -142,21 +153,46 @@ def write_photo(
 
     Format, mode, bit depth, compression, JPEG tables and subsampling, orientation and metadata are the source's. Where
     no region lies, lossless formats keep their samples bit for bit. ``scale`` enlarges the whole photo, and the regions
-    are made for the same scale. ``extra_xmp`` is a whole XMP packet that takes the place of the photo's own. The file is
-    decoded again before it takes its name. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
+    are made for the same scale. ``extra_xmp`` is a whole XMP packet that takes the place of the photo's own. The file
+    is decoded again before it takes its name. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
     _check_regions(photo, regions, scale)
+    with _naming(target, "cannot be encoded"):
+        changes = [_as_stored(photo, region) for region in regions]
+        changed = raster.apply_changes(stored_raster(photo, scale), changes, photo.carrier.profile)
+    return write_raster(photo, changed, target, extra_xmp=extra_xmp)
+
+
+def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: bytes | None = None) -> Written:
+    """Write ``photo`` with other stored samples to ``target``; everything else as :func:`write_photo` does it."""
     if photo.copy_reason is not None:
         raise PhotoError(f"{printable(photo.path)}: can only be copied: {photo.copy_reason}")
     source = photo.carrier.source
     container = raw.Raw(target.suffix) if source.format == "RAW" else _CONTAINERS[source.format]
     with _naming(target, "cannot be encoded"):
-        changed = _changed_raster(photo, regions, scale)
         encoded = container.encode(source, changed, extra_xmp)
     verify = functools.partial(_verify, photo=photo, expected=changed, exact=container.is_lossless(source))
     atomic.write_bytes(encoded.data, target, like=photo.carrier.status, verify=verify)
     return Written(target, hashlib.sha256(encoded.data).hexdigest(), encoded.notes)
+
+
+def stored_raster(photo: Photo, scale: int = 1) -> Raster:
+    """The samples as the file stores them, not upright, enlarged ``scale`` times."""
+    carrier = photo.carrier
+    if carrier.is_plain:
+        stored = Raster(turning.contiguous(turning.stored(photo.pixels, photo.orientation)), "rgb")
+    else:
+        container = _CONTAINERS.get(carrier.source.format) or raw.Raw()
+        with _naming(photo.path, "cannot be decoded"):
+            stored = container.decode(carrier.source)
+    return raster.enlarged(stored, scale)
+
+
+def stored_box(photo: Photo, region: Region) -> turning.Box:
+    """left, top, right, bottom of a region in the stored, not upright, samples enlarged by the region's scale."""
+    size = (photo.size[0] * region.scale, photo.size[1] * region.scale)
+    return turning.stored_box(region.box, photo.orientation, size)
 
 
 def copy_photo(source: Path | str | os.PathLike[str], target: Path) -> str:
@@ -212,6 +248,8 @@ def _container_for(path: Path, data: bytes) -> Container:
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    if min(size) < 1:
+        raise PhotoError(f"{printable(path)}: expected a picture, found one of {size[0]} x {size[1]} pixels")
     if size[0] * size[1] > max_pixels:
         raise PhotoError(
             f"{printable(path)}: {size[0]} x {size[1]} = {size[0] * size[1]} pixels are more than the limit of "
@@ -233,23 +271,10 @@ def _check_regions(photo: Photo, regions: Sequence[Region], scale: int) -> None:
             raise UsageError(f"regions: {region.box} reaches past the {width} x {height} pixels of the photo")
 
 
-def _changed_raster(photo: Photo, regions: Sequence[Region], scale: int) -> Raster:
-    """The stored samples, enlarged, with the regions laid over them."""
-    carrier = photo.carrier
-    if carrier.is_plain:
-        stored = Raster(turning.contiguous(turning.stored(photo.pixels, photo.orientation)), "rgb")
-    else:
-        container = _CONTAINERS.get(carrier.source.format) or raw.Raw()
-        stored = container.decode(carrier.source)
-    changes = [_as_stored(photo, region) for region in regions]
-    return raster.apply_changes(raster.enlarged(stored, scale), changes, carrier.profile)
-
-
 def _as_stored(photo: Photo, region: Region) -> Change:
     """A region of the upright photo as a change of the stored one."""
     base = picture_part(photo.pixels, region.box, region.scale)
-    size = (photo.size[0] * region.scale, photo.size[1] * region.scale)
-    stored_left, stored_top, _, _ = turning.stored_box(region.box, photo.orientation, size)
+    stored_left, stored_top, _, _ = stored_box(photo, region)
     rgb, base, alpha = (
         turning.contiguous(turning.stored(layer, photo.orientation)) for layer in (region.rgb, base, region.alpha)
     )
