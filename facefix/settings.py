@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the network")
     batch_size: int | None = Field(None, ge=1, le=256, description="faces at once on the device; default: by device")
-    threads: int | None = Field(None, ge=1, le=256, description="CPU workers; default: one per core")
+    threads: int | None = Field(None, ge=1, le=256, description="CPU threads; default: one per core")
     cache_mib: int = Field(1024, ge=0, description="memory for encoded references that are kept, in MiB")
 
     wait: float = Field(0.0, ge=0, description="seconds to wait for another run on the same output folder")
@@ -136,6 +136,11 @@ class Settings(BaseSettings):
             raise UsageError(_explain(error, sources)) from error
         settings._sources.update(sources)
         return settings
+
+    @property
+    def cpu_threads(self) -> int:
+        """CPU threads to use: as asked, or one per core that this process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
 
     def sources(self) -> dict[str, str]:
         """Where each setting came from: ``default``, ``--flag``, a variable's name, or a file with the key."""

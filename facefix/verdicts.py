@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from facefix.faces.embed import IdentityScale
+from facefix.faces.face import Embedding, Quality
+from facefix.faces.quality import needs_restoring
+from facefix.settings import Settings
+
 RESTORED, KEPT, FLAGGED, FAILED = "restored", "kept", "flagged", "failed"
 VERDICTS = (RESTORED, KEPT, FLAGGED, FAILED)
 
@@ -22,6 +29,27 @@ class Verdict:
         return self.name in (RESTORED, FLAGGED)
 
 
+def why_left_alone(quality: Quality, settings: Settings, *, excluded: bool = False) -> str | None:
+    """Why a face is not restored at all; None when it is."""
+    if excluded:
+        return "excluded in people.toml"
+    if quality.face_px < settings.min_face:
+        return f"{quality.face_px:.0f} px wide, below --min-face {settings.min_face:g}"
+    if settings.restore == "all":
+        return None
+    return needs_restoring(quality)
+
+
+def similarity(one: Embedding, other: Embedding) -> float:
+    """Cosine of two embeddings, -1..1; larger is more alike."""
+    return float(np.dot(one, other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
+
+
+def same_person(scale: IdentityScale) -> float:
+    """Similarity from which two faces count as one person: embeddings have length 1, so d^2 = 2 - 2 cos."""
+    return 1 - scale.same**2 / 2
+
+
 def judge(before: float | None, after: float | None, same_person: float) -> Verdict:
     """Compare the similarity to the references' centroid before and after; larger is more alike.
 
@@ -37,3 +65,12 @@ def judge(before: float | None, after: float | None, same_person: float) -> Verd
             f"likeness of the result, {after:.3f}, is below {same_person:.3f}, where two faces count as one person",
         )
     return Verdict(RESTORED)
+
+
+def judge_alone(likeness: float, same_person: float) -> Verdict:
+    """Without references there is only the photo to compare with: the result must still be the face that is in it."""
+    if likeness < same_person:
+        return Verdict(
+            FLAGGED, f"no references; likeness to the photo, {likeness:.3f}, is below {same_person:.3f}, one person's"
+        )
+    return Verdict(RESTORED, "no references")

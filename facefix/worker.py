@@ -1,6 +1,6 @@
 """The device worker: batches of faces through one restorer, each person's references encoded once.
 
-It owns device, dtype and batch size, and copes with what devices do: out of memory halves the batch and then falls back
+It decides how many faces go at once, and copes with what devices do: out of memory halves the batch and then falls back
 to the CPU, NaN is tried again in fp32, and a face that cannot be restored is reported, never fatal.
 """
 
@@ -13,43 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from facefix.errors import DeviceError, FacefixError, NotFiniteError
+from facefix.errors import FacefixError, NotFiniteError
 from facefix.restorers.base import Pixels, PreparedReferences, Restorer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 CPU_BATCH_SIZE = 1
 """One face keeps every core busy; more only need more memory."""
 
 CUDA_BATCH_SIZE = 8
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, then MPS, then the CPU. Raises DeviceError for a device that is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name!r}: expected a CUDA GPU, torch {torch.__version__} finds none; use --device cpu"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name!r}: expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(f"device {name!r}: expected an Apple GPU, torch finds none; use --device cpu")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 on a CUDA device that computes in it, fp32 elsewhere. Raises DeviceError."""
-    if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    if name == "fp16" and device.type == "cpu":
-        raise DeviceError("dtype 'fp16': expected fp32 or bf16 on the CPU")
-    return DTYPES[name]
 
 
 def choose_batch_size(asked: int | None, device: torch.device) -> int:

@@ -14,7 +14,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
     (tmp_path / "facefix.toml").write_text('steps = 10\nstrength = 0.25\nrefs-from = "album"\n')
     environ = {"FACEFIX_STEPS": "20", "FACEFIX_STRENGTH": "0.5", "PATH": "/bin"}
     settings = Settings.load({"steps": 30, "seed": None}, folder=tmp_path, environ=environ)
-    assert (settings.steps, settings.strength, settings.refs_from, settings.seed) == (30, 0.5, "album", 0)
+    assert (settings.steps, settings.strength, settings.refs_from, settings.seed) == (30, 0.5, "album", 2024)
     sources = settings.sources()
     assert sources["steps"] == "--steps"
     assert sources["strength"] == "FACEFIX_STRENGTH"

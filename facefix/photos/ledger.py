@@ -417,7 +417,8 @@ class Ledger:
     def forget(self, faces: Iterable[tuple[str, int]] | None = None) -> int:
         """Remove embeddings, of the given (sha256, number) or all, from the file itself; return how many.
 
-        The faces stay known, without identity, so nothing is done again because of it.
+        The faces of photos that have an output stay known, without identity, so nothing is done again because of it.
+        Portraits are not known any more: a run that is given them looks at them again.
         """
         query = "UPDATE faces SET embedding = ? WHERE length(embedding) > 0"
         with self._connection:
@@ -427,6 +428,13 @@ class Ledger:
                 count = sum(
                     self._connection.execute(query + " AND sha256 = ? AND number = ?", (_FORGOTTEN, *face)).rowcount
                     for face in faces
+                )
+        with self._connection:
+            for table in ("indexed", "faces"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE sha256 IN (SELECT sha256 FROM faces WHERE embedding = ?)"
+                    " AND sha256 NOT IN (SELECT sha256 FROM photos WHERE sha256 IS NOT NULL)",
+                    (_FORGOTTEN,),
                 )
         self._connection.execute("VACUUM")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,77 @@
+"""Which model and which face backend a run uses: named at once, loaded only when there is work for them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from facefix.album import digest
+from facefix.faces.backends import Backend, load_backend, resolve_backend
+from facefix.photos.ledger import Ledger
+from facefix.restorers import Restorer
+from facefix.settings import Settings
+from facefix.weights import best_installed_model, find_model
+
+_WEIGHT_FILES = (".json", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A face backend that may not be loaded yet."""
+
+    name: str
+    load: Callable[[], Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A restoration model that may not be loaded yet."""
+
+    name: str
+    recipe: str
+    """digest of weights and sampling settings: what decides its results beside the photo and the references"""
+    load: Callable[[], Restorer]
+    load_on_cpu: Callable[[], Restorer] | None = None
+    """for a face that the device has no memory for"""
+
+
+def choose_backend(settings: Settings, given: Backend | None = None) -> BackendChoice:
+    """The backend given by a caller, or the one the settings name. Raises WeightsUnavailable."""
+    if given is not None:
+        return BackendChoice(given.name, lambda: given)
+    name = resolve_backend(settings.faces)
+    return BackendChoice(name, functools.cache(lambda: load_backend(name)))
+
+
+def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = None) -> ModelChoice:
+    """The restorer given by a caller, or the model the settings name. Raises WeightsUnavailable."""
+    if given is not None:
+        return ModelChoice(given.name, given.recipe, lambda: given)
+    name = best_installed_model() if settings.model == "auto" else settings.model
+    folder = find_model(name)
+    recipe = digest([_weights(folder, ledger), settings.steps, settings.guidance, settings.sampler, settings.seed])
+    return ModelChoice(
+        Path(name).name,
+        recipe,
+        lambda: load_model(name, settings),
+        lambda: load_model(name, settings.model_copy(update={"device": "cpu", "dtype": "fp32"})),
+    )
+
+
+def load_model(name: str, settings: Settings) -> Restorer:
+    """Load a model as the settings say. Raises WeightsUnavailable, CheckpointError, DeviceError."""
+    from facefix import restorers
+    from facefix.device import choose_device, choose_dtype
+    from facefix.restorers.refldm import SamplingSettings
+
+    device = choose_device(settings.device)
+    sampling = SamplingSettings(settings.steps, settings.guidance, settings.sampler, settings.seed)
+    return restorers.load(name, device=device, dtype=choose_dtype(settings.dtype, device), settings=sampling)
+
+
+def _weights(folder: Path, ledger: Ledger) -> list[tuple[str, str]]:
+    """Every file of a model with its sha256; files that did not change since the last run are not read again."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES)
+    return [(path.relative_to(folder).as_posix(), ledger.sha256(path)) for path in files]

@@ -1,0 +1,101 @@
+"""``facefix people``: who is in an album, and which references were chosen for whom, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facefix.cli.app import app
+from facefix.cli.options import with_settings
+from facefix.cli.restore import Config, FilesFrom, Inputs, Nul, Quiet, print_json, request_of
+
+if TYPE_CHECKING:
+    from facefix.faces.face import Face
+    from facefix.survey import PersonRow, Survey
+
+SETTINGS = (
+    "output", "refs", "refs_from", "max_references", "faces", "min_face", "restore", "recursive", "exclude",
+    "max_pixels", "threads",
+)  # fmt: skip
+
+
+@app.command()
+@with_settings(*SETTINGS)
+def people(
+    flags: dict[str, Any],
+    inputs: Inputs = None,
+    files_from: FilesFrom = None,
+    null: Nul = False,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Show who is in an album and the references chosen for each, with the reasons. Writes nothing."""
+    from facefix.job import Options, survey_album
+    from facefix.progress import open_progress
+    from facefix.settings import Settings
+
+    settings = Settings.load(flags, config=config)
+    with open_progress(quiet=quiet) as progress:
+        survey = survey_album(request_of(inputs or [], files_from, null=null), settings, Options(progress=progress))
+        for problem in survey.problems:
+            progress.problem(problem.reason)
+    if as_json:
+        print_json(people_dict(survey))
+    else:
+        print_table(survey)
+    return 3 if survey.problems else 0
+
+
+def people_dict(survey: Survey) -> dict[str, Any]:
+    """Everybody, for --json."""
+    return {"people": [_row_dict(row) for row in survey.persons()]}
+
+
+def _row_dict(row: PersonRow) -> dict[str, Any]:
+    return {
+        "id": row.person.id,
+        "name": row.person.name,
+        "excluded": row.person.excluded,
+        "faces": [_face_dict(face) for face in row.album],
+        "portraits": [_face_dict(face) for face in row.portraits],
+        "references": [
+            {**_face_dict(reference.face), "score": round(reference.score, 4), "reason": reference.reason}
+            for reference in row.references
+        ],
+        "to_restore": row.to_restore,
+    }
+
+
+def _face_dict(face: Face) -> dict[str, Any]:
+    return {
+        "photo": face.photo,
+        "face": face.index,
+        "box": [round(side, 1) for side in face.detection.box],
+        "quality": round(face.quality.score, 4),
+        "width_px": round(face.quality.face_px, 1),
+    }
+
+
+def print_table(survey: Survey) -> None:
+    """Everybody, as a table for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("id", "name", "faces", "portraits", "to restore", "references", show_lines=True)
+    for row in survey.persons():
+        references = "\n".join(
+            f"{escape(reference.path.name)}#{reference.face.index}: {escape(reference.reason)}"
+            for reference in row.references
+        )
+        table.add_row(
+            row.person.id,
+            escape(row.person.name) + (" (excluded)" if row.person.excluded else ""),
+            str(len(row.album)),
+            str(len(row.portraits)),
+            str(row.to_restore),
+            references or "none",
+        )
+    Console(soft_wrap=False).print(table)

@@ -1,0 +1,279 @@
+"""The conductor: an album goes in, the same album with its degraded faces restored comes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from facefix.album import (
+    Album,
+    Portrait,
+    Problem,
+    Work,
+    base_recipe,
+    find_work,
+    given_identities,
+    open_album,
+    with_digests,
+)
+from facefix.choices import BackendChoice, ModelChoice, choose_backend, choose_model
+from facefix.device import choose_device
+from facefix.faces.backends import Backend
+from facefix.finish import Finisher, settled
+from facefix.index import bounded_map, cpu_pool, look_into, why_failed
+from facefix.photos import atomic
+from facefix.photos.ledger import IndexedPhoto, Ledger, PhotoOutcome
+from facefix.photos.lock import locked
+from facefix.photos.scan import ScannedPhoto
+from facefix.plan import Found, People, PhotoTask, find_people, in_working_order, make_task
+from facefix.progress import Progress, Silent
+from facefix.restore import RestorePhase, Stop
+from facefix.restorers import Restorer
+from facefix.settings import Settings
+from facefix.summary import Summary
+from facefix.survey import Survey
+from facefix.worker import DeviceWorker, choose_batch_size
+
+COMMIT_SECONDS = 2.0
+"""A killed run loses at most this much of what it had found in photos."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to restore."""
+
+    inputs: tuple[Path, ...]
+    """folders and single files"""
+    listed: tuple[Path, ...] = ()
+    """more files, as from a list; relative ones keep their folders in the output"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Options:
+    """What a caller may give in place of what the settings name, and who hears about the run."""
+
+    backend: Backend | None = None
+    restorer: Restorer | None = None
+    progress: Progress = field(default_factory=Silent)
+    on_photo: Callable[[PhotoOutcome], None] = lambda outcome: None
+    """called for every photo that was worked on, once it is on disk and in the ledger"""
+    stop: Stop = field(default_factory=Stop)
+
+
+def restore_album(request: Request, settings: Settings, options: Options | None = None) -> Summary:
+    """Restore an album: scan, look into the photos, find people, choose references, restore, write, record.
+
+    Photos that cannot be done are in the summary. Raises UsageError for what was asked wrongly, WeightsUnavailable,
+    LockHeld, and OutputError when nothing more can be written: what was written stays, and the same call goes on.
+    """
+    options = options or Options()
+    album = open_album(request.inputs, request.listed, settings)
+    with output_folder(album.output, settings.wait) as ledger, cpu_pool(settings.cpu_threads) as pool:
+        run = Run(album, settings, options, ledger, pool)
+        work = run.compare_with_ledger()
+        found = run.look_into_photos(work)
+        people = run.find_people(found)
+        tasks = run.plan(work, found, people)
+        for outcome in run.restore(tasks):
+            run.record(outcome)
+        return run.finish()
+
+
+def survey_album(request: Request, settings: Settings, options: Options | None = None) -> Survey:
+    """Everything up to the first restoration, writing nothing: faces, people, references, and what would be done."""
+    options = options or Options()
+    album = open_album(request.inputs, request.listed, settings)
+    with Ledger.snapshot(album.output) as ledger, cpu_pool(settings.cpu_threads) as pool:
+        run = Run(album, settings, options, ledger, pool)
+        work = run.compare_with_ledger()
+        found = run.look_into_photos(work, everything=True)
+        people = run.find_people(found)
+        tasks = run.plan(work, found, people)
+        return Survey(run.album, work, found, people, tuple(tasks), tuple(run.problems), run.seconds_per_face())
+
+
+@contextmanager
+def output_folder(output: Path, wait_seconds: float) -> Iterator[Ledger]:
+    """Lock an output folder, open its ledger, and clean up after a run that was killed."""
+    with locked(output, wait_seconds), Ledger.open(output) as ledger:
+        if not ledger.noted("clean", True):
+            atomic.remove_leftovers(output)
+        ledger.note("clean", False)
+        yield ledger
+        ledger.note("clean", True)
+
+
+class Run:
+    """The steps of one run, in the order `restore_album` calls them; each takes what the last one gave."""
+
+    def __init__(
+        self, album: Album, settings: Settings, options: Options, ledger: Ledger, pool: ThreadPoolExecutor
+    ) -> None:
+        self.settings, self.options, self.ledger, self.pool = settings, options, ledger, pool
+        self.started = time.perf_counter()
+        self.album, unreadable = with_digests(album, ledger)
+        self.problems: list[Problem] = []
+        """photos that cannot be read"""
+        self.bad_portraits = {problem.path: problem.reason for problem in unreadable}
+        self.backend: BackendChoice = choose_backend(settings, options.backend)
+        self.model: ModelChoice = choose_model(settings, ledger, options.restorer)
+        self.recipe = base_recipe(self.model.recipe, self.backend.name, settings)
+        self.identities = given_identities(self.album)
+        self.summary = Summary(self.album.output, photos=len(album.photos), skipped=len(album.skipped))
+
+    def compare_with_ledger(self) -> Work:
+        """What is to be done, by what is known to be done."""
+        work = find_work(self.album, self.ledger, self.settings, self.recipe, self.identities)
+        self.problems += work.problems
+        self.summary.already_done = len(work.done)
+        self.summary.occupied = len(work.occupied)
+        return work
+
+    def look_into_photos(self, work: Work, *, everything: bool = False) -> Found:
+        """Faces of every photo and portrait, from the ledger or by looking now. Nothing to do: looks at nothing."""
+        if not work.needs_looking and not everything:
+            return Found({}, {})
+        wanted: dict[ScannedPhoto | Portrait, str] = {
+            photo: work.digests[photo.path] for photo in self.album.photos if photo.path in work.digests
+        }
+        wanted |= {portrait: portrait.sha256 for portrait in self.album.portraits}
+        paths = {digest: item.path for item, digest in wanted.items()}
+        unknown = {
+            digest: path for digest, path in paths.items() if not self.ledger.is_indexed(digest, self.backend.name)
+        }
+        why = self._look(list(unknown.values()))
+        if self.options.stop:
+            return Found({}, {})
+        photos, portraits = dict[ScannedPhoto, IndexedPhoto](), dict[Portrait, IndexedPhoto]()
+        for item, digest in wanted.items():
+            found = self.ledger.indexed(digest, self.backend.name, str(item.path))
+            if isinstance(item, ScannedPhoto):
+                if found is None:
+                    self.problems.append(Problem(item.path, item.relative, why[paths[digest]]))
+                else:
+                    photos[item] = found
+            elif found is None:
+                self.bad_portraits[item.path] = why[paths[digest]]
+            else:
+                portraits[item] = found
+        return Found(photos, portraits)
+
+    def find_people(self, found: Found) -> People:
+        """Who is who, over all photos, done or not."""
+        people = find_people(found, self.album, self.settings, self.backend.name)
+        self.summary.people = len(people.persons)
+        self.summary.faces = sum(len(photo.faces) for photo in found.photos.values())
+        return people
+
+    def plan(self, work: Work, found: Found, people: People) -> list[PhotoTask]:
+        """A task for every photo that is to be done, those of one person together."""
+        done = self.ledger.done_rows() if work.doubtful else {}
+        tasks, confirmed = [], []
+        for photo in (*work.pending, *work.doubtful):
+            if photo not in found.photos:
+                continue
+            task = make_task(photo, found.photos[photo], people, self.recipe)
+            row = done.get(photo.relative)
+            if row is not None and photo in work.doubtful and row.recipe == task.recipe:
+                confirmed.append(photo.relative)
+            else:
+                tasks.append(task)
+        self.ledger.confirm(confirmed, self.identities)
+        self.summary.already_done += len(confirmed)
+        return in_working_order(tasks)
+
+    def restore(self, tasks: Sequence[PhotoTask]) -> Iterator[PhotoOutcome]:
+        """Do the tasks; yields each photo once it is on disk."""
+        for path, reason in self.bad_portraits.items():
+            self.summary.problems.append((path, reason))
+            self.options.progress.problem(f"portrait {reason}")
+        for problem in self.problems:
+            yield PhotoOutcome(problem.relative, problem.path, "failed", problem.reason)
+        if not tasks or self.options.stop:
+            return
+        self.ledger.start((task.photo.relative, task.photo.path) for task in tasks)
+        finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
+        yield from self._pass_on([task for task in tasks if not task.faces], finisher)
+        to_restore = [task for task in tasks if task.faces]
+        if to_restore and not self.options.stop:
+            yield from self._restore(to_restore, finisher)
+
+    def record(self, outcome: PhotoOutcome) -> None:
+        """Write down what became of a photo, and tell those who listen."""
+        written = None
+        if outcome.target is not None:
+            written = (self.album.output / outcome.target).stat()
+        self.ledger.record_photo(outcome, portraits=self.identities, written=written)
+        self.summary.add(outcome)
+        if outcome.status == "failed":
+            self.options.progress.problem(outcome.reason)
+        self.options.on_photo(outcome)
+
+    def finish(self) -> Summary:
+        """Close the books."""
+        summary = self.summary
+        summary.seconds = time.perf_counter() - self.started
+        summary.signal = self.options.stop.signal
+        self.ledger.note("run", summary.as_dict())
+        return summary
+
+    def seconds_per_face(self) -> float | None:
+        """As measured by earlier runs into this output with the same model."""
+        measured = self.ledger.noted("seconds_per_face", {}).get(self.model.recipe)
+        return None if measured is None else float(measured)
+
+    def _look(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """Look into photos and record what is found; returns why for those that cannot be read."""
+        progress, why, committed = self.options.progress, dict[Path, str](), time.monotonic()
+        if not paths:
+            return why
+        start, backend = time.perf_counter(), self.backend.load()
+        progress.phase("looking into photos", len(paths), "photos")
+
+        def look(path: Path) -> IndexedPhoto:
+            return look_into(path, backend, self.settings.max_pixels)
+
+        for path, future in bounded_map(self.pool, look, paths, ahead=2 * self.settings.cpu_threads):
+            if self.options.stop:
+                break
+            if (error := future.exception()) is not None:
+                why[path] = why_failed(error)
+            else:
+                self.ledger.record_index(future.result(), backend.name)
+            if time.monotonic() - committed > COMMIT_SECONDS:
+                self.ledger.commit()
+                committed = time.monotonic()
+            progress.advance()
+        self.ledger.commit()
+        self.summary.looking_seconds = time.perf_counter() - start
+        return why
+
+    def _pass_on(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[PhotoOutcome]:
+        """Photos in which no face is to be restored."""
+        self.options.progress.phase("copying", len(tasks), "photos")
+        for task, future in bounded_map(self.pool, finisher.pass_on, tasks, ahead=2 * self.settings.cpu_threads):
+            if self.options.stop:
+                return
+            yield settled(task, future)
+            self.options.progress.advance()
+
+    def _restore(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[PhotoOutcome]:
+        """Photos with faces to restore."""
+        restorer = self.model.load()
+        batch_size = choose_batch_size(self.settings.batch_size, choose_device(self.settings.device))
+        worker = DeviceWorker(restorer, batch_size, self.settings.cache_mib << 20, self.model.load_on_cpu)
+        phase = RestorePhase(worker, finisher, self.pool, self.settings, self.options.stop)
+        faces = sum(len(task.faces) for task in tasks)
+        self.options.progress.phase("restoring", faces, "faces")
+        for done, (task, outcome) in enumerate(phase.run(tasks), start=1):
+            yield outcome
+            self.options.progress.advance(len(task.faces), detail=f"{done} of {len(tasks)} photos")
+        self.summary.restore_seconds = phase.seconds
+        self.summary.device = worker.statistics
+        if worker.statistics.faces:
+            known = self.ledger.noted("seconds_per_face", {})
+            self.ledger.note("seconds_per_face", known | {self.model.recipe: phase.seconds / worker.statistics.faces})
