@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 from facefix.cli import config as config
+from facefix.cli import doctor as doctor
 from facefix.cli import evaluate as evaluate
 from facefix.cli import face as face
+from facefix.cli import forget as forget
 from facefix.cli import models as models
 from facefix.cli import report as report
 from facefix.cli.app import app, run
