@@ -11,6 +11,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, TiffImagePlugin
@@ -216,6 +217,49 @@ def _rgba_16bit() -> NDArray[np.uint16]:
     return portrait_16bit(4)
 
 
+def _heic(path: Path) -> None:
+    """As telephones write it: turned by the container, and EXIF says so too."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(portrait())).save(
+        path, format="HEIF", quality=85, exif=exif(6), icc_profile=srgb(), xmp=XMP
+    )
+
+
+def _pillow_heic(path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.fromarray(portrait())
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    pillow_heif.from_pillow(image).save(path, format="HEIF", quality=85, chroma=444)
+
+
+def dng(path: Path) -> None:
+    """A camera raw file: the portrait through a Bayer filter, as a linear DNG 1.4."""
+    linear = (portrait().astype(np.float64) / 255) ** 2.2 * 65535
+    mosaic = linear[:, :, 1].copy()
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = linear[::2, ::2, 0], linear[1::2, 1::2, 2]
+    matrix = (32404, 10000, -15371, 10000, -4985, 10000, -9692, 10000, 18760, 10000, 415, 10000)
+    matrix += (556, 10000, -2040, 10000, 10572, 10000)
+    tifffile.imwrite(
+        path,
+        mosaic.astype(np.uint16),
+        photometric="cfa",
+        metadata=None,
+        extratags=[
+            (50706, 1, 4, (1, 4, 0, 0), True),
+            (50707, 1, 4, (1, 1, 0, 0), True),
+            (50708, 2, 8, "Brownie", True),
+            (271, 2, 6, "Kodak", True),
+            (274, 3, 1, 6, True),
+            (33421, 3, 2, (2, 2), True),
+            (33422, 1, 4, (0, 1, 1, 2), True),
+            (50721, 10, 9, matrix, True),
+            (50728, 5, 3, (1, 1, 1, 1, 1, 1), True),
+            (50717, 4, 1, 65535, True),
+            (50778, 3, 1, 21, True),
+        ],
+    )
+
+
 JPEGS: dict[str, Make] = {
     "segments.jpg": _jpeg_with_segments,
     "bare.jpg": _jpeg_without_header,
@@ -297,11 +341,16 @@ OTHERS: dict[str, Make] = {
     "444.avif": _pillow("RGB", "AVIF", quality=85, subsampling="4:4:4"),
 }
 
+HEICS: dict[str, Make] = {
+    "turned.heic": _heic,
+    "alpha.heic": _pillow_heic,
+}
+
 ALL: dict[str, Make] = JPEGS | PNGS | TIFFS | OTHERS
 
 
 def make(folder: Path, name: str) -> Path:
     """Write the photo called ``name`` into ``folder``; return its path."""
     path = folder / name
-    ALL[name](path)
+    (ALL | HEICS)[name](path)
     return path

@@ -11,7 +11,7 @@ import pickle
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,7 @@ def read_checkpoint(path: Path) -> StateDict:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        found = _refused_global(str(error)) or "a pickle that cannot be read without running code"
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of plain tensors, found {found}; it was not loaded. Fetch it again "
-            "from its publisher"
-        ) from error
+        raise CheckpointError(_unsafe(path, ())) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path}: expected a complete torch or safetensors checkpoint, found a file that cannot be read "
@@ -416,17 +412,19 @@ def _load_pickle(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             inert = [name for name in unknown if name.startswith(INERT_PACKAGES)]
+            if len(inert) < len(unknown):
+                raise CheckpointError(_unsafe(path, sorted(set(unknown) - set(inert))))
             stack.enter_context(torch.serialization.safe_globals([(_Inert, name) for name in inert]))
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _refused_global(message: str) -> str | None:
-    """What torch's unpickler refused, from its message."""
-    for marker in ("Unsupported global: GLOBAL ", "Unsupported operand", "Unsupported class "):
-        if marker in message:
-            return f"something that is not a tensor ({message.split(marker, 1)[1].split(' was', 1)[0].strip()[:80]})"
-    return None
+def _unsafe(path: Path, names: Sequence[str]) -> str:
+    calls = f" that calls {', '.join(names)}" if names else " that cannot be read without running code"
+    return (
+        f"{path}: expected a checkpoint of plain tensors, found a pickle{calls}; it was not loaded. "
+        "Fetch it again from its publisher"
+    )
 
 
 def _first_line(error: Exception) -> str:
