@@ -66,6 +66,8 @@ class _Details:
     components: tuple[_Component, ...]
     progressive: bool
     restart_interval: int
+    tables_at: int
+    """offset of the first segment that is not metadata"""
     picture_end: int
     """offset of the first byte after the picture; what follows (previews, gain maps, videos) is kept"""
 
@@ -99,6 +101,7 @@ def open(data: bytes) -> Source:
             components,
             frame.marker in _PROGRESSIVE,
             struct.unpack(">H", restarts[0])[0] if restarts else 0,
+            next(segment.start for segment in segments if segment.marker not in _METADATA),
             picture_end,
         ),
     )
@@ -146,8 +149,18 @@ def tables_and_sampling(data: bytes) -> tuple[list[list[int]], tuple[int, int] |
 
 
 def _pillow(source: Source) -> JpegImagePlugin.JpegImageFile:
-    """Pillow's decoder itself, for Image.open would refuse large pictures by a limit of its own."""
-    return JpegImagePlugin.JpegImageFile(io.BytesIO(source.data))
+    """Pillow's decoder itself, for Image.open would refuse large pictures by a limit of its own.
+
+    Of the metadata it gets only what says how colours are coded: damage in the rest is nothing to it.
+    """
+    details: _Details = source.details
+    coding = [
+        segment.data
+        for segment in details.metadata
+        if segment.start < details.tables_at and (segment.marker == _APP0 or _is_adobe(segment))
+    ]
+    stream = b"".join([b"\xff\xd8", *coding, source.data[details.tables_at :]])
+    return JpegImagePlugin.JpegImageFile(io.BytesIO(stream))
 
 
 def _parse(data: bytes) -> tuple[list[_Segment], int]:

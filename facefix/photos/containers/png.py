@@ -96,7 +96,7 @@ def decode(source: Source) -> Raster:
     if details.depth == 16:
         samples = _decode_16bit(source)
         return Raster(samples, model, alpha, key=_transparent_colour(details))  # type: ignore[arg-type]
-    image = PngImagePlugin.PngImageFile(io.BytesIO(source.data))
+    image = PngImagePlugin.PngImageFile(io.BytesIO(_picture_only(source)))
     image.load()
     samples = np.asarray(image)
     samples = samples[:, :, None] if samples.ndim == 2 else samples
@@ -215,12 +215,20 @@ def _with_xmp(chunks: tuple[_Chunk, ...], xmp: bytes | None) -> tuple[_Chunk, ..
     return (*chunks[:place], fresh, *chunks[place:])
 
 
-def _decode_16bit(source: Source) -> NDArray[np.uint16]:
-    """(H, W, C); without the transparent colour's chunk, which libpng would make an alpha channel of."""
+def _picture_only(source: Source) -> bytes:
+    """The file without what is not the picture: damaged metadata is then nothing to the decoders.
+
+    The chunk of a transparent colour is left out too, for libpng would make an alpha channel of it.
+    """
     details: _Details = source.details
-    plain = [_Chunk(b"IHDR", _first(details.chunks, b"IHDR") or b"").write()]
-    plain.extend(_picture_chunks(source.data))
-    decoded = imagecodecs.png_decode(_SIGNATURE + b"".join([*plain, _Chunk(b"IEND", b"").write()]))
+    before = [chunk.write() for chunk in details.chunks if chunk.kind in (b"IHDR", b"PLTE")]
+    return _SIGNATURE + b"".join([*before, *_picture_chunks(source.data), _Chunk(b"IEND", b"").write()])
+
+
+def _decode_16bit(source: Source) -> NDArray[np.uint16]:
+    """(H, W, C)"""
+    details: _Details = source.details
+    decoded = imagecodecs.png_decode(_picture_only(source))
     expected = (source.size[1], source.size[0], _CHANNELS[details.colour])
     samples: NDArray[np.uint16] = decoded.reshape(expected)
     if samples.dtype != np.uint16:

@@ -298,6 +298,6 @@ def _store(
 ) -> tuple[list[int], list[int]]:
     assert old is not None
     kept = {result for result in results if isinstance(result, tuple)}
-    patch.free([place for place in zip(old.offsets, old.counts, strict=True) if place not in kept])
+    patch.free([place for place in zip(old.offsets, old.counts, strict=False) if place not in kept])
     places = [result if isinstance(result, tuple) else (patch.put(result), len(result)) for result in results]
     return [offset for offset, _ in places], [count for _, count in places]
