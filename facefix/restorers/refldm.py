@@ -29,6 +29,8 @@ class SamplingSettings:
     guidance_scale: float | None = None
     sampler: str | None = None
     seed: int = 2024
+    start_timestep: int | None = None
+    """start from the LQ latent noised to this timestep instead of from pure noise"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class ReFLDMRestorer:
             "steps": self.settings.steps,
             "guidance_scale": self.settings.guidance_scale,
             "seed": self.settings.seed,
+            "start_timestep": self.settings.start_timestep,
             "dtype": str(self.pipeline.unet.dtype),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -132,6 +135,7 @@ class ReFLDMRestorer:
             self.settings.guidance_scale,
             latents=self.start_noise(seeds or [self.settings.seed] * len(crops)),
             output_type="pt",
+            start_timestep=self.settings.start_timestep,
         ).images
         return list(tensor_to_pixels(images, nearest=self.pipeline.config.round_pixels))
 
