@@ -288,6 +288,8 @@ def pull(
         pins.keep(weights, files, observer)
         if not options.keep_downloads:
             shutil.rmtree(home / "downloads" / weights.name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (home / "downloads").rmdir()
     observer.say(f"{weights.name} is installed: {folder}")
     return folder
 
@@ -423,8 +425,8 @@ class _Pins:
             obtained = files[file.name]
             when = time.strftime("%Y-%m-%d", time.gmtime())
             self._pins[file.url] = {"sha256": obtained.sha256, "size": obtained.size, "pinned": when}
+            _write_json(self._path, self._pins)
             observer.say(f"{file.name}: no checksum was known; sha256 {obtained.sha256} is now pinned in {self._path}")
-        _write_json(self._path, self._pins)
 
     def get(self, file: PublishedFile) -> str | None:
         pin = self._pins.get(file.url)
