@@ -118,6 +118,13 @@ def test_a_seed_gives_the_same_image_in_any_batch(face: torch.Tensor, method: st
     assert float((together[0] - together[3]).abs().mean()) > 0.01
 
 
+def test_autocast_changes_nothing(face: torch.Tensor) -> None:
+    expected = degrade(face, [3], "moderate", jpeg="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = degrade(face, [3], "moderate", jpeg="torch")
+    assert torch.equal(found, expected)
+
+
 def test_severe_is_worse_than_moderate(face: torch.Tensor) -> None:
     seeds = range(4)
     images = face.expand(4, -1, -1, -1)

@@ -147,7 +147,8 @@ def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float =
     result = torch.empty_like(images, dtype=torch.float32)
     for group in _alike_in_size(fitted, images.shape[2], images.shape[3]):
         members = torch.tensor(group, device=images.device)
-        result[members] = _degrade_group(images[members].float(), [fitted[i] for i in group], scale, jpeg)
+        with torch.autocast(images.device.type, enabled=False):
+            result[members] = _degrade_group(images[members].float(), [fitted[i] for i in group], scale, jpeg)
     return result
 
 

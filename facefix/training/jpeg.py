@@ -121,8 +121,8 @@ def _table(base: tuple[tuple[int, ...], ...], scale: Tensor) -> Tensor:
 
 
 def _dct_matrix(device: torch.device) -> Tensor:
-    """(8, 8) orthonormal DCT-II: row k holds the k-th cosine."""
-    k, n = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    """(8, 8) float64 orthonormal DCT-II: row k holds the k-th cosine."""
+    k, n = torch.meshgrid(*[torch.arange(8, dtype=torch.float64)] * 2, indexing="ij")
     matrix = torch.cos(math.pi / 8 * (n + 0.5) * k) / 2
     matrix[0] /= math.sqrt(2)
     return matrix.to(device)
@@ -132,11 +132,13 @@ def _transform_and_quantise(planes: Tensor, table: Tensor) -> Tensor:
     """(B, ..., h, w) levels through DCT, quantisation with ``table`` (B, ..., 8, 8) and back to whole levels."""
     *lead, height, width = planes.shape
     dct = _dct_matrix(planes.device)
-    blocks = (planes - 128).reshape(*lead, height // 8, 8, width // 8, 8).transpose(-3, -2)  # (.., h/8, w/8, 8, 8)
-    table = table[..., None, None, :, :]
+    # In float64, so that no setting of matrix products (TF32, autocast) moves a coefficient to another level.
+    levels = (planes - 128).double()
+    blocks = levels.reshape(*lead, height // 8, 8, width // 8, 8).transpose(-3, -2)  # (.., h/8, w/8, 8, 8)
+    table = table[..., None, None, :, :].double()
     # libjpeg's integer DCT gives multiples of 1/8, and then rounds halves away from zero.
     coefficients = torch.round(dct @ blocks @ dct.T * 8) / 8
-    levels = torch.floor(coefficients.abs() / table + 0.5) * coefficients.sign()
-    restored = dct.T @ (levels * table) @ dct
-    restored = torch.floor(restored + 128.5).clamp_(0, 255)
+    quantised = torch.floor(coefficients.abs() / table + 0.5) * coefficients.sign()
+    restored = dct.T @ (quantised * table) @ dct
+    restored = torch.floor(restored + 128.5).clamp_(0, 255).float()
     return restored.transpose(-3, -2).reshape(*lead, height, width)
