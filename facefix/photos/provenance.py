@@ -9,20 +9,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lxml import etree
 
 from facefix import __version__
 from facefix.errors import PhotoError
-from facefix.photos.turned_box import Box
+from facefix.photos.turned_box import Box, stored_box
 from facefix.photos.xmp import RDF, empty_packet, parse_packet, rdf_root, serialize_packet
+
+if TYPE_CHECKING:
+    from facefix.photos.photo import Photo, Region
 
 IPTC_EXT: Final = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 FACEFIX: Final = "urn:facefix:xmp:1.0/"
 COMPOSITE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 _REGION_ID: Final = "facefix-face-"
+_JPEG_LIMIT: Final = 65533 - len("http://ns.adobe.com/xap/1.0/") - 1
+"""an APP1 segment less its name (XMP part 3, section 1.1.3)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,42 @@ class ProvenanceFound:
     model: str | None
     model_hash: str | None
     undo_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The XMP for an output."""
+
+    packet: bytes | None
+    """the whole packet; None where the format has no place for one, or the photo's own cannot be understood"""
+    undo_id: str
+    note: str | None = None
+    """why there is no packet"""
+
+
+def describe(photo: Photo, regions: Sequence[Region], *, model: str, recipe: str) -> Described:
+    """Say what was done to a photo in its XMP.
+
+    Args:
+        photo: the original as read.
+        regions: what is laid over it.
+        model: name of the restorer.
+        recipe: hash of the restorer's weights and settings.
+    """
+    width, height = photo.size
+    boxes = []
+    for region in regions:
+        left, top, right, bottom = (edge / region.scale for edge in region.box)
+        boxes.append(stored_box((left / width, top / height, right / width, bottom / height), photo.orientation or 1))
+    undo_id = undo_identifier(photo.sha256, recipe, boxes)
+    if photo.format == "BMP":
+        return Described(None, undo_id, "BMP has no place for XMP: the restoration is not noted in the file")
+    done = Provenance(model, recipe, tuple(boxes), undo_id)
+    try:
+        packet = merge_xmp(photo.xmp, done, max_bytes=_JPEG_LIMIT if photo.format == "JPEG" else None)
+    except PhotoError as error:
+        return Described(None, undo_id, f"the restoration is not noted in the file: {error}")
+    return Described(packet, undo_id)
 
 
 def undo_identifier(source_sha256: str, recipe: str, regions: Sequence[Box]) -> str:
