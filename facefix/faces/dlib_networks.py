@@ -35,7 +35,9 @@ def load_recognition_network(path: Path) -> RecognitionNetwork:
     affines = [layer for layer in layers if layer.kind == "affine"]
     projections = [layer for layer in layers if layer.kind == "fc"]
     if (len(convolutions), len(affines), len(projections)) != (29, 29, 1):
-        raise CheckpointError(f"{path}: expected dlib's recognition network (29 convolutions), found {len(convolutions)}")
+        raise CheckpointError(
+            f"{path}: expected dlib's recognition network (29 convolutions), found {len(convolutions)}"
+        )
     network = RecognitionNetwork()
     for convolution, weights, affine in zip(network.convolutions(), convolutions, affines, strict=True):
         _fold(convolution, weights, scale=affine.first, shift=affine.second)
@@ -114,7 +116,8 @@ class DetectionNetwork(nn.Module):
         super().__init__()
         plan = [(3, 16, 2), (16, 32, 2), (32, 32, 2), (32, 45, 1), (45, 45, 1), (45, 45, 1)]
         self.hidden = nn.ModuleList(
-            nn.Conv2d(before, after, 5, stride=stride, padding=0 if stride == 2 else 2) for before, after, stride in plan
+            nn.Conv2d(before, after, 5, stride=stride, padding=0 if stride == 2 else 2)
+            for before, after, stride in plan
         )
         self.score = nn.Conv2d(45, 1, 9, padding=4)
 
@@ -142,14 +145,12 @@ def _zero_extended(x: Tensor, size: tuple[int, int, int]) -> Tensor:
     return functional.pad(x, missing) if any(missing) else x
 
 
-def _fold(
-    convolution: nn.Module, weights: _Layer, *, scale: NDArray[np.float32], shift: NDArray[np.float32]
-) -> None:
+def _fold(convolution: nn.Module, weights: _Layer, *, scale: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
     """Load a convolution with the per-channel ``scale`` and ``shift`` that follow it multiplied in."""
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
     if weights.first.size != convolution.weight.numel():
         raise CheckpointError(
-            f"dlib network: expected a convolution {tuple(convolution.weight.shape)}, found {weights.first.size} weights"
+            f"dlib network: expected {tuple(convolution.weight.shape)} weights, found {weights.first.size}"
         )
     kernel = weights.first.reshape(convolution.weight.shape) * scale.reshape(-1, 1, 1, 1)
     with torch.no_grad():
@@ -180,9 +181,7 @@ def _read_layers(path: Path) -> Iterator[_Layer]:
     """
     content = path.read_bytes()
     found = sorted(
-        (position, name)
-        for name in _NAMES
-        for position in _positions(content, bytes((1, len(name))) + name)
+        (position, name) for name in _NAMES for position in _positions(content, bytes((1, len(name))) + name)
     )
     try:
         for position, name in found:

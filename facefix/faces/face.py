@@ -32,7 +32,7 @@ class Quality:
     """How good a face is, in few numbers that can be explained to a person."""
 
     face_px: float
-    """width of the face in photo pixels (1.66 x the distance between the eyes' outer template, see quality.py)"""
+    """width of the face, temple to temple, in photo pixels: 2.33 times the distance between the eyes"""
     sharpness: float
     """0..1 at crop scale; 1 is as sharp as a good portrait"""
     yaw: float
@@ -41,6 +41,8 @@ class Quality:
     """degrees"""
     score: float
     """0..1, the product that ranks faces; see quality.py"""
+    noise: float = 0.0
+    """standard deviation of the noise at crop scale, in levels of 0..255"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

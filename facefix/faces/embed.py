@@ -1,0 +1,149 @@
+"""The Embedder protocol and its adapters: identity embeddings of aligned crops, from dlib's or an ArcFace network.
+
+Every embedding has length 1, and two faces are compared by the Euclidean distance d of their embeddings, so that
+d^2 = 2 - 2 cos. What a distance means belongs to the network: see Identity. Embeddings of two networks never mix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from facefix.errors import UsageError
+from facefix.faces import align
+from facefix.faces.dlib_networks import CHIP_SIZE, load_recognition_network
+
+Crop = NDArray[np.uint8]
+"""(S, S, 3) aligned RGB crop, 512 x 512 unless the face is smaller: the framing of align.TEMPLATE_512."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityScale:
+    """What distances between the embeddings of one network mean. Measured where ``source`` says so."""
+
+    network: str
+    join: float
+    """Mean distance up to which two groups of faces are one person: precision first."""
+    anchor: float
+    """Distance up to which a group is the person of a named portrait."""
+    same: float
+    """Distance up to which one pair of faces is more likely one person than not, in an album."""
+    source: str
+    """Where the numbers come from."""
+
+
+class Embedder(Protocol):
+    """Turns aligned crops into identity embeddings. Safe to call from several threads at once."""
+
+    name: str
+    dim: int
+    scale: IdentityScale
+
+    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+        """(N, dim) embeddings of length 1."""
+        ...
+
+
+def _about_centre(zoom: float, degrees: float) -> align.Matrix:
+    """Rotation and zoom about the middle of dlib's chip."""
+    cosine, sine = zoom * math.cos(math.radians(degrees)), zoom * math.sin(math.radians(degrees))
+    middle = (CHIP_SIZE - 1) / 2
+    shift = (middle - cosine * middle + sine * middle, middle - sine * middle - cosine * middle)
+    return np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]])
+
+
+class DlibEmbedder:
+    """dlib's residual network on the chip that its own aligner would cut, as a mean over views of the same face.
+
+    The views (slight turns and zooms, each also mirrored) take out most of what alignment adds to an embedding; the
+    length of the mean is divided out. tests/bench/bench_grouping.py measures what that is worth.
+    """
+
+    name = "dlib"
+    dim = 128
+    scale = IdentityScale(network="dlib", join=0.295, anchor=0.33, same=0.33, source="tests/bench/bench_grouping.py")
+
+    _VIEWS = ((1.0, 0.0), (1.03, 4.0), (1.03, -4.0), (1.08, 0.0))
+
+    def __init__(self, network_path: Path, device: str | torch.device = "cpu") -> None:
+        self._device = torch.device(device)
+        network = load_recognition_network(network_path)
+        self._network = network.to(self._device).to(memory_format=torch.channels_last)
+        self._chips_from_crop = [
+            align.compose(_about_centre(zoom, degrees), align.DLIB_CHIP_FROM_CROP) for zoom, degrees in self._VIEWS
+        ]
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+        """(N, 128) embeddings of length 1. Raises UsageError for a crop that is not square RGB."""
+        embeddings = [self._embed_one(crop) for crop in crops]
+        return np.stack(embeddings) if embeddings else np.zeros((0, self.dim), np.float32)
+
+    def _embed_one(self, crop: Crop) -> NDArray[np.float32]:
+        chips = np.stack([_cut(crop, chip_from_crop, CHIP_SIZE) for chip_from_crop in self._chips_from_crop])
+        views = torch.from_numpy(chips).to(self._device).permute(0, 3, 1, 2).float()  # (V, 3, 150, 150)
+        views = torch.cat([views, views.flip(3)]).contiguous(memory_format=torch.channels_last)
+        return _unit(self._network(views).mean(dim=0).cpu().numpy())
+
+
+ARCFACE_TEMPLATE_112 = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+"""Where the five landmarks lie in the 112 x 112 input of ArcFace networks (insightface, utils/face_align.py)."""
+
+
+class ArcFaceEmbedder:
+    """An ArcFace network in ONNX, as in insightface's model packs, through the package's own class.
+
+    Deng et al. 2019, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition".
+    """
+
+    name = "arcface"
+
+    def __init__(self, model: Any, name: str) -> None:
+        """``model`` is insightface's ArcFaceONNX; ``name`` says which weights, so that embeddings never mix."""
+        self.name = name
+        self._model = model
+        self._side = int(model.input_size[0])
+        self.dim = int(model.output_shape[1])
+        self.scale = IdentityScale(
+            network=name,
+            join=0.894,
+            anchor=0.98,
+            same=1.05,
+            source="published: cosine distance 0.4 joins two images in FFHQ-Ref (arXiv 2412.05043); not measured here",
+        )
+
+    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+        """(N, dim) embeddings of length 1, mean of the face and its mirror image."""
+        template = ARCFACE_TEMPLATE_112 * (self._side / 112)
+        input_from_crop = align.similarity(align.TEMPLATE_512, template)
+        embeddings = np.zeros((len(crops), self.dim), np.float32)
+        for index, crop in enumerate(crops):
+            rgb = _cut(crop, input_from_crop, self._side)
+            bgr = np.ascontiguousarray(rgb[:, :, ::-1])  # the package works on OpenCV's channel order
+            views = [self._model.get_feat(view)[0] for view in (bgr, np.ascontiguousarray(bgr[:, ::-1]))]
+            embeddings[index] = _unit(np.mean(views, axis=0))
+        return embeddings
+
+
+def _cut(crop: Crop, target_from_crop: align.Matrix, side: int) -> Crop:
+    """The network's input from a crop of any size in the 512 crop's framing."""
+    if crop.ndim != 3 or crop.shape[0] != crop.shape[1] or crop.shape[2] != 3:
+        raise UsageError(f"crop: expected a square RGB array (S, S, 3), found shape {crop.shape}")
+    factor = align.CROP_SIZE / crop.shape[0]
+    full_from_crop = np.array([[factor, 0.0, (factor - 1) / 2], [0.0, factor, (factor - 1) / 2]])
+    return align.warp(crop, align.compose(target_from_crop, full_from_crop), side)
+
+
+def _unit(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(embedding))
+    scaled: NDArray[np.float32] = (embedding / max(length, 1e-9)).astype(np.float32)
+    return scaled
