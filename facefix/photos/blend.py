@@ -23,10 +23,10 @@ _LOW_FREQUENCY_SIGMA = 36.0
 _MATCH_SIDE = 128
 """Low frequencies are computed at this side length."""
 
-_FEATHER = 0.42
+_FEATHER = 0.34
 """Width of the mask's falloff, as a fraction of the ellipse's radius."""
 
-_BORDER_PX = 24.0
+_BORDER_PX = 40.0
 """Crop pixels over which the mask fades out towards the border of the crop."""
 
 _LANCZOS_REACH = 4
@@ -87,8 +87,8 @@ def face_mask(size: int = CROP_SIZE) -> NDArray[np.float32]:
     step = CROP_SIZE / size
     axis = (np.arange(size) + 0.5) * step - 0.5
     x, y = np.meshgrid(axis - centre[0], axis - centre[1])
-    half_height = np.where(y < 0, 1.42, 1.62) * eye_distance
-    half_width = 1.36 * eye_distance * (1 - 0.10 * np.clip(y / (1.62 * eye_distance), -1, 1))
+    half_height = np.where(y < 0, 1.42, 1.52) * eye_distance
+    half_width = 1.36 * eye_distance * (1 - 0.10 * np.clip(y / (1.52 * eye_distance), -1, 1))
     radius = np.hypot(x / half_width, y / half_height)
     border = np.minimum(axis + 0.5, CROP_SIZE - 0.5 - axis) / _BORDER_PX
     fade = _smoothstep(np.minimum(border[:, None], border[None, :]))
@@ -107,7 +107,7 @@ def match_low_frequencies(
     small = torch.nn.functional.interpolate(difference, size=(_MATCH_SIDE, _MATCH_SIDE), mode="area")
     smooth = _gaussian_blur(small, _LOW_FREQUENCY_SIGMA * _MATCH_SIDE / image.shape[0])
     shift = smooth[:, :3] / (smooth[:, 3:] + 1e-4)
-    shift = torch.nn.functional.interpolate(shift, size=image.shape[:2], mode="bicubic", align_corners=False)
+    shift = torch.nn.functional.interpolate(shift, size=image.shape[:2], mode="bilinear", align_corners=False)
     shifted: NDArray[np.float32] = image + shift[0].permute(1, 2, 0).numpy()
     return shifted
 
@@ -143,6 +143,10 @@ def _smoothstep(value: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _inside(width: int, height: int, matrix: Matrix) -> NDArray[np.float32]:
     """(512, 512) 1 where the crop shows the photo, 0 where it shows its mirrored border."""
+    last = CROP_SIZE - 1
+    corners = apply(invert(matrix), [(0, 0), (last, 0), (0, last), (last, last)])
+    if (corners >= 0).all() and (corners <= (width - 1, height - 1)).all():
+        return np.ones((CROP_SIZE, CROP_SIZE), np.float32)
     columns, rows = np.meshgrid(np.arange(CROP_SIZE), np.arange(CROP_SIZE))
     places = apply(invert(matrix), np.stack([columns, rows], axis=-1).reshape(-1, 2))
     inside = (places >= -0.5).all(axis=1) & (places[:, 0] <= width - 0.5) & (places[:, 1] <= height - 0.5)
@@ -185,7 +189,7 @@ def _sample(
     sampled = torch.nn.functional.grid_sample(
         source, torch.from_numpy(grid), mode="bicubic", padding_mode="zeros", align_corners=False
     )
-    averaged = torch.nn.functional.avg_pool2d(sampled, samples)
+    averaged = torch.nn.functional.avg_pool2d(sampled, samples) if samples > 1 else sampled
     return np.ascontiguousarray(averaged[0].permute(1, 2, 0).numpy())
 
 
