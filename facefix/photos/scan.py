@@ -127,8 +127,20 @@ class _Walk:
         self._skipped.append(Skipped(path, reason))
 
     def _check_not_output(self, folder: Path) -> None:
-        if self._output_real is not None and os.path.realpath(folder) == self._output_real:
+        """Refuse an output that is this folder, or lies where the scan of it would come."""
+        if self._output_real is None:
+            return
+        root = os.path.realpath(folder)
+        if root == self._output_real:
             raise UsageError(f"output {printable(folder)}: is also an input; choose an output folder outside the album")
+        if not self._recursive or not self._output_real.startswith(root.rstrip(os.sep) + os.sep):
+            return
+        path = folder
+        for name in Path(self._output_real).relative_to(root).parts:
+            path = path / name
+            if name.startswith(".") or self._is_excluded(path, folder):
+                return
+        raise self._output_inside(path)
 
     def _add_tree(self, root: Path, below: Path) -> None:
         folders, links = [(root, below)], list[tuple[Path, Path]]()
@@ -182,10 +194,13 @@ class _Walk:
 
     def _refuse_output(self, folder: Path) -> None:
         if self._output_real is not None and os.path.realpath(folder) == self._output_real:
-            raise UsageError(
-                f"output {printable(folder)}: lies inside an input, so its results would be taken for photos; "
-                f"choose a folder outside, or leave it out of the scan with --exclude {folder.name!r}"
-            )
+            raise self._output_inside(folder)
+
+    def _output_inside(self, folder: Path) -> UsageError:
+        return UsageError(
+            f"output {printable(folder)}: lies inside an input, so its results would be taken for photos; "
+            f"choose a folder outside, or leave it out of the scan with --exclude {folder.name!r}"
+        )
 
     def _is_excluded(self, path: Path, root: Path) -> bool:
         names = (path.name, os.fspath(path.relative_to(root)))
