@@ -90,7 +90,7 @@ def face_mask(size: int = CROP_SIZE) -> NDArray[np.float32]:
     half_height = np.where(y < 0, 1.42, 1.52) * eye_distance
     half_width = 1.36 * eye_distance * (1 - 0.10 * np.clip(y / (1.52 * eye_distance), -1, 1))
     radius = np.hypot(x / half_width, y / half_height)
-    border = np.minimum(axis + 0.5, CROP_SIZE - 0.5 - axis) / _BORDER_PX
+    border = np.minimum(axis, CROP_SIZE - 1 - axis) / _BORDER_PX
     fade = _smoothstep(np.minimum(border[:, None], border[None, :]))
     mask: NDArray[np.float32] = (_smoothstep((1 + _FEATHER / 2 - radius) / _FEATHER) * fade).astype(np.float32)
     return mask
