@@ -109,20 +109,21 @@ def allowed(candidates: Iterable[Face], person: CorrectedPerson) -> tuple[Face, 
 
 
 def with_pins(
-    references: Sequence[Reference], person: CorrectedPerson, target: Face, limit: int = 5
+    references: Sequence[Reference], person: CorrectedPerson, target: Face | None, limit: int = 5
 ) -> tuple[Reference, ...]:
     """Put the pinned references of a person before the chosen ones.
 
     Args:
         references: as chosen, best first.
         person: whose they are.
-        target: the face they are for. A photo is never its own reference, pinned or not.
+        target: the face they are for; None for one in no photo of the album. A photo is never its own reference,
+            pinned or not.
         limit: how many references there may be.
     """
     pinned = [
         Reference(face, Path(face.photo), PINNED_REASON, face.quality.score)
         for face in person.pinned
-        if face.photo != target.photo
+        if target is None or face.photo != target.photo
     ]
     keys = {reference.face.key for reference in pinned}
     return tuple([*pinned, *(reference for reference in references if reference.face.key not in keys)][:limit])

@@ -51,11 +51,10 @@ def chromium(profile: Path, *, dark: bool = False) -> Iterator[webdriver.Chrome]
 
 
 def requests(browser: webdriver.Chrome) -> list[str]:
-    """Addresses asked for since the last call."""
+    """Addresses asked for since the last call; the browser's own pages (its new tab) left out."""
     messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
-    return [
-        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
-    ]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent if not params["request"]["url"].startswith("chrome://")]
 
 
 def errors(browser: webdriver.Chrome) -> list[str]:

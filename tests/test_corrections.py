@@ -82,6 +82,7 @@ def test_pins_come_first_but_never_from_the_target_itself() -> None:
     chosen = [Reference(other, Path(other.photo), "sharp", 0.9) for other in (B, C, D)]
     references = with_pins(chosen, person, target=A, limit=2)
     assert [(r.face, r.reason) for r in references] == [(C, PINNED_REASON), (B, "sharp")]
+    assert [r.face for r in with_pins(chosen, person, target=None)] == [A, C, B, D]
     assert {r.face.photo for r in with_pins(chosen, person, target=B)} >= {A.photo, C.photo}
 
 

@@ -190,6 +190,16 @@ def test_damaged_record_is_named(tmp_path: Path, damage: str) -> None:
     assert record.name in str(caught.value)
 
 
+def test_a_photo_without_restored_faces_says_nothing(tmp_path: Path) -> None:
+    photo_factory.make(tmp_path, "chunks.png")
+    photo = read_photo(tmp_path / "chunks.png")
+    said = provenance.describe(photo, [], model="small", recipe="r1")
+    assert (said.packet, said.note) == (None, None)
+    written = write_photo(photo, [], tmp_path / "out" / "a.png", scale=2, extra_xmp=said.packet)
+    assert undo.save(tmp_path / "out", said.undo_id, photo, [], written) is None
+    assert read_photo(written.path).xmp == photo.xmp
+
+
 def test_broken_xmp_and_bmp_say_why_they_are_not_marked(tmp_path: Path) -> None:
     bmp = next(name for name in FILES if name.endswith(".bmp"))
     FILES[bmp](tmp_path / bmp)

@@ -11,6 +11,8 @@ from facefix.cli import face as face
 from facefix.cli import forget as forget
 from facefix.cli import models as models
 from facefix.cli import report as report
+from facefix.cli import train as train
+from facefix.cli import undo as undo
 from facefix.cli.app import app, run
 
 __all__ = ["app", "main"]

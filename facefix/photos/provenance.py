@@ -61,7 +61,8 @@ class Described:
     """The XMP for an output."""
 
     packet: bytes | None
-    """the whole packet; None where the format has no place for one, or the photo's own cannot be understood"""
+    """the whole packet; None where nothing was restored, the format has no place for one, or the photo's own cannot be
+    understood"""
     undo_id: str
     note: str | None = None
     """why there is no packet"""
@@ -82,6 +83,8 @@ def describe(photo: Photo, regions: Sequence[Region], *, model: str, recipe: str
         left, top, right, bottom = (edge / region.scale for edge in region.box)
         boxes.append(stored_box((left / width, top / height, right / width, bottom / height), photo.orientation or 1))
     undo_id = undo_identifier(photo.sha256, recipe, boxes)
+    if not regions:
+        return Described(None, undo_id)
     if photo.format == "BMP":
         return Described(None, undo_id, "BMP has no place for XMP: the restoration is not noted in the file")
     done = Provenance(model, recipe, tuple(boxes), undo_id)

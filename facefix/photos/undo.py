@@ -101,7 +101,7 @@ class Undone:
     """the file is the original again, byte for byte"""
 
 
-def save(output: Path, undo_id: str, photo: Photo, regions: Sequence[Region], written: Written) -> Path:
+def save(output: Path, undo_id: str, photo: Photo, regions: Sequence[Region], written: Written) -> Path | None:
     """Keep what lay under the regions of a photo that was just written.
 
     Args:
@@ -112,12 +112,14 @@ def save(output: Path, undo_id: str, photo: Photo, regions: Sequence[Region], wr
         written: what came of it.
 
     Returns:
-        The record: the same restoration gives the same bytes.
+        The record: the same restoration gives the same bytes. None where no region was laid over the photo.
 
     Raises:
         PhotoError: it cannot be written.
     """
-    scale = regions[0].scale if regions else 1
+    if not regions:
+        return None
+    scale = regions[0].scale
     before = stored_raster(photo, scale)
     record = Record(
         undo_id=undo_id,

@@ -57,7 +57,7 @@ def write_report(
     sheets = [sheet for photo in report.photos for sheet in _sheets(photo)]
     thumbs = make_thumbnails(_joined([*sheets, *_reference_sheets(report)]), folder / THUMBS, progress=progress)
     data = _Data(report, folder, thumbs)
-    atomic.write_bytes(_asset(_LICENCE).encode(), folder / _LICENCE)
+    atomic.write_bytes(asset(_LICENCE).encode(), folder / _LICENCE)
     atomic.write_bytes(_render(report, data, digest).encode(), page)
     remove_others(folder / THUMBS, data.used)
     return page
@@ -200,7 +200,7 @@ def _before(photo: ReportPhoto, face: ReportFace | None = None) -> Cut:
 def _after(photo: ReportPhoto, face: ReportFace | None = None) -> Cut:
     if photo.status not in _CHANGED or photo.output is None:
         return _before(photo, face)
-    return Cut(_file_state(photo.output), face.box if face else None)
+    return Cut(file_state(photo.output), face.box if face else None)
 
 
 def _sheets(photo: ReportPhoto) -> list[Sheet]:
@@ -215,10 +215,10 @@ def _sheets(photo: ReportPhoto) -> list[Sheet]:
 
 
 def _reference_cut(use: ReferenceUse) -> Cut:
-    return Cut(_file_state(use.path), use.box)
+    return Cut(file_state(use.path), use.box)
 
 
-def _file_state(path: Path) -> str:
+def file_state(path: Path) -> str:
     """Changes whenever the file does, as far as can be told without reading it."""
     try:
         status = path.stat()
@@ -241,7 +241,7 @@ def _joined(sheets: Sequence[Sheet]) -> list[Sheet]:
 
 
 def _render(report: Report, data: _Data, digest: str) -> str:
-    style, slider, script = _asset("report.css"), _asset("img-comparison-slider.js"), _asset("report.js")
+    style, slider, script = asset("report.css"), asset("img-comparison-slider.js"), asset("report.js")
     page = environment().get_template("index.html.jinja")
     return page.render(
         title=text_of(report.title),
@@ -267,7 +267,8 @@ def _totals(report: Report, verdicts: Mapping[str, int]) -> list[dict[str, Any]]
     return totals
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file that ships with the pages."""
     return resources.files("facefix.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
@@ -277,8 +278,8 @@ def _source_hash(text: str) -> str:
 
 def _digest(report: Report) -> str:
     """Changes whenever the page would."""
-    assets = [_asset(name) for name in ("report.css", "report.js", "img-comparison-slider.js")]
-    outputs = [_file_state(photo.output) for photo in report.photos if photo.output is not None]
+    assets = [asset(name) for name in ("report.css", "report.js", "img-comparison-slider.js")]
+    outputs = [file_state(photo.output) for photo in report.photos if photo.output is not None]
     text = repr((__version__, assets, report, outputs))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
