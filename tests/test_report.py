@@ -354,7 +354,9 @@ def test_2000_photos_open_in_two_seconds_and_scroll(
 
 def test_nothing_new_is_not_written_again(pictures: tuple[Path, Path], tmp_path: Path) -> None:
     report = small_report(*pictures)
-    page = write_report(report, tmp_path / REPORT_FOLDER)
+    steps: list[int] = []
+    page = write_report(report, tmp_path / REPORT_FOLDER, progress=steps.append)
+    assert sum(steps) == len(report.photos)
     thumbs = page.parent / "thumbs"
     stamps = {path: path.stat().st_mtime_ns for path in [page, *thumbs.iterdir()]}
     write_report(report, page.parent)

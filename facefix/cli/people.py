@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from facefix.cli.restore import Config, FilesFrom, Inputs, Nul, Quiet, print_jso
 
 if TYPE_CHECKING:
     from facefix.faces.face import Face
+    from facefix.progress import Progress
     from facefix.survey import PersonRow, Survey
 
 SETTINGS = (
@@ -29,9 +31,15 @@ def people(
     null: Nul = False,
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write people.toml and a contact sheet into the output folder.")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Show who is in an album and the references chosen for each, with the reasons. Writes nothing."""
+    """Show who is in an album and the references chosen for each, with the reasons.
+
+    Writes nothing without --html.
+    """
     from facefix.job import Options, survey_album
     from facefix.progress import open_progress
     from facefix.settings import Settings
@@ -41,11 +49,22 @@ def people(
         survey = survey_album(request_of(inputs or [], files_from, null=null), settings, Options(progress=progress))
         for problem in survey.problems:
             progress.problem(problem.reason)
+        page = write_page(survey, progress) if html else None
     if as_json:
         print_json(people_dict(survey))
     else:
         print_table(survey)
+    if page is not None and not as_json:
+        typer.echo(page)
     return 3 if survey.problems else 0
+
+
+def write_page(survey: Survey, progress: Progress) -> Path:
+    """people.toml and the contact sheet."""
+    from facefix.report.contact_sheet import write_people_page
+
+    progress.phase("writing the contact sheet", len(survey.found.photos), "photos")
+    return write_people_page(survey, progress.advance)
 
 
 def people_dict(survey: Survey) -> dict[str, Any]:

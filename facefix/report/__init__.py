@@ -25,7 +25,7 @@ def write_output_report(output: Path, *, again: bool = False, progress: Callable
     Args:
         output: the folder; its ledger says what there is to show.
         again: write it even where the page that is there shows the same.
-        progress: called with the number of photos whose small pictures were made.
+        progress: called as small pictures are made, with steps that add up to the number of photos.
 
     Raises:
         UsageError: it is not such a folder.

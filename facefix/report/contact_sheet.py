@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 from facefix import __version__
+from facefix.album import PEOPLE_FILE
+from facefix.corrections import as_entries
+from facefix.people_file import FaceLabeller, write_people_file
 from facefix.photos import atomic
+from facefix.photos.lock import locked
 from facefix.report.model import Box
 from facefix.report.page import THUMBS, asset, environment, file_state, policy, text_of
-from facefix.report.thumbnails import Cut, Sheet, make_thumbnails, remove_others
+from facefix.report.thumbnails import Cut, Sheet, in_units, make_thumbnails, remove_others
 
 if TYPE_CHECKING:
     from facefix.faces.face import Face
-    from facefix.people_file import FaceLabeller
-    from facefix.survey import PersonRow
+    from facefix.survey import PersonRow, Survey
 
 SHEET_FOLDER: Final = "facefix-people"
 
@@ -76,7 +79,7 @@ def write_contact_sheet(
         folder: where; everything in it is ours.
         title: of the page.
         people_file: the people.toml that the page says to edit.
-        progress: called with the number of photos whose small pictures were made.
+        progress: called as small pictures are made, with steps that add up to the number of photos with faces.
 
     Returns:
         The page.
@@ -89,7 +92,8 @@ def write_contact_sheet(
     for face in sorted(faces, key=lambda face: face.label):
         cuts.setdefault(face.path, []).append(_cut(face))
     sheets = [Sheet(path, tuple(wanted)) for path, wanted in cuts.items()]
-    there = make_thumbnails(sheets, folder / THUMBS, progress=progress)
+    told = None if progress is None else in_units(progress, len(sheets))
+    there = make_thumbnails(sheets, folder / THUMBS, progress=told)
     style = asset("people.css")
     page = (
         environment()
@@ -107,6 +111,32 @@ def write_contact_sheet(
     atomic.write_bytes(page.encode(), folder / "index.html")
     remove_others(folder / THUMBS, {cut.file for sheet in sheets for cut in sheet.cuts})
     return folder / "index.html"
+
+
+def write_people_page(survey: Survey, progress: Callable[[int], None] | None = None) -> Path:
+    """Write people.toml and the contact sheet of a survey into its output folder; return the page.
+
+    Args:
+        survey: who is in the album.
+        progress: called as small pictures are made, with steps that add up to the number of photos.
+
+    Raises:
+        UsageError: the people.toml that is there cannot be understood.
+        PhotoError: something cannot be written.
+        LockHeld: a run works on the output folder.
+    """
+    album = survey.album
+    label = FaceLabeller(album.root, album.refs)
+    people_file = album.output / PEOPLE_FILE
+    with locked(album.output):
+        write_people_file(people_file, as_entries(survey.people.persons, label))
+        return write_contact_sheet(
+            sheet_persons(list(survey.persons()), label),
+            album.output / SHEET_FOLDER,
+            title=f"People of {album.root.absolute().name or album.root}",
+            people_file=people_file,
+            progress=progress,
+        )
 
 
 def _sheet_face(face: Face, label: FaceLabeller) -> SheetFace:

@@ -22,7 +22,7 @@ from PIL import Image
 from facefix import __version__
 from facefix.photos import atomic
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
-from facefix.report.thumbnails import Cut, Sheet, make_thumbnails, remove_others
+from facefix.report.thumbnails import Cut, Sheet, in_units, make_thumbnails, remove_others
 
 REPORT_FOLDER: Final = "facefix-report"
 THUMBS: Final = "thumbs"
@@ -42,7 +42,7 @@ def write_report(
         report: what to show.
         folder: where; everything in it is ours.
         again: write it even where the page that is there shows the same.
-        progress: called with the number of photos whose small pictures were made.
+        progress: called as small pictures are made, with steps that add up to the number of photos.
 
     Returns:
         The page.
@@ -55,7 +55,8 @@ def write_report(
     if not again and _digest_of(page) == digest:
         return page
     sheets = [sheet for photo in report.photos for sheet in _sheets(photo)]
-    thumbs = make_thumbnails(_joined([*sheets, *_reference_sheets(report)]), folder / THUMBS, progress=progress)
+    told = None if progress is None else in_units(progress, len(report.photos))
+    thumbs = make_thumbnails(_joined([*sheets, *_reference_sheets(report)]), folder / THUMBS, progress=told)
     data = _Data(report, folder, thumbs)
     atomic.write_bytes(asset(_LICENCE).encode(), folder / _LICENCE)
     atomic.write_bytes(_render(report, data, digest).encode(), page)

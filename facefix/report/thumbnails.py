@@ -59,7 +59,7 @@ def make_thumbnails(
     folder: Path,
     *,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> set[str]:
     """Make the small pictures that are not there yet.
@@ -68,7 +68,7 @@ def make_thumbnails(
         sheets: what to make.
         folder: where they go; made where it is not there.
         threads: how many photos at once; one per core by default.
-        progress: called after each photo with the number of photos looked at.
+        progress: called after each photo that had to be opened, with how many were and how many will be.
         max_pixels: photos with more are not opened.
 
     Returns:
@@ -76,17 +76,31 @@ def make_thumbnails(
     """
     folder.mkdir(parents=True, exist_ok=True)
     there = set(os.listdir(folder))
-    missing = [_without(sheet, there) for sheet in sheets]
+    missing = [sheet for sheet in (_without(sheet, there) for sheet in sheets) if sheet.cuts]
 
     def make(sheet: Sheet) -> list[str]:
         return _make_sheet(sheet, folder, max_pixels)
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for number, made in enumerate(pool.map(make, [sheet for sheet in missing if sheet.cuts]), start=1):
+        for number, made in enumerate(pool.map(make, missing), start=1):
             there.update(made)
             if progress is not None:
-                progress(number)
+                progress(number, len(missing))
     return there
+
+
+def in_units(advance: Callable[[int], None], units: int) -> Callable[[int, int], None]:
+    """A callback for :func:`make_thumbnails` that calls ``advance`` with steps that add up to ``units``."""
+    reported = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal reported
+        due = done * units // total
+        if due > reported:
+            advance(due - reported)
+            reported = due
+
+    return progress
 
 
 def remove_others(folder: Path, wanted: Iterable[str]) -> int:
