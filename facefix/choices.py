@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.album import digest
-from facefix.faces.backends import Backend, load_backend, resolve_backend
+from facefix.faces.backends import Backend, available, load_backend, resolve_backend
 from facefix.photos.ledger import Ledger
 from facefix.restorers import Restorer
 from facefix.settings import Settings
@@ -21,7 +21,8 @@ _WEIGHT_FILES = (".json", ".safetensors")
 class BackendChoice:
     """A face backend that may not be loaded yet."""
 
-    name: str
+    key: str
+    """names detector and embedder: what one pair found is never mixed with what another did"""
     load: Callable[[], Backend]
 
 
@@ -40,9 +41,20 @@ class ModelChoice:
 def choose_backend(settings: Settings, given: Backend | None = None) -> BackendChoice:
     """The backend given by a caller, or the one the settings name. Raises WeightsUnavailable."""
     if given is not None:
-        return BackendChoice(given.name, lambda: given)
+        return BackendChoice(_key(given.name, given.scale.network == "dlib"), lambda: given)
     name = resolve_backend(settings.faces)
-    return BackendChoice(name, functools.cache(lambda: load_backend(name)))
+    return BackendChoice(_key(name, not _has_arcface()), functools.cache(lambda: load_backend(name)))
+
+
+def _has_arcface() -> bool:
+    return any(name == "insightface" and usable for name, usable, _ in available())
+
+
+def _key(backend: str, embeds_with_dlib: bool) -> str:
+    """RetinaFace only detects; which embedder it works with depends on what is installed."""
+    if backend != "retinaface":
+        return backend
+    return "retinaface+dlib" if embeds_with_dlib else "retinaface+arcface"
 
 
 def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = None) -> ModelChoice:

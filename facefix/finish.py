@@ -18,13 +18,14 @@ from facefix.choices import BackendChoice
 from facefix.errors import FacefixError, PhotoError
 from facefix.faces.align import CROP_SIZE
 from facefix.index import why_failed
+from facefix.photos import provenance, undo
 from facefix.photos.blend import blend_face
 from facefix.photos.ledger import FaceOutcome, PhotoOutcome
 from facefix.photos.photo import Photo, Region, copy_photo, read_photo, write_photo
 from facefix.photos.scan import output_path
 from facefix.plan import FaceTask, PhotoTask
 from facefix.settings import Settings
-from facefix.verdicts import FAILED, FLAGGED, RESTORED, Verdict, judge, judge_alone, same_person, similarity
+from facefix.verdicts import FAILED, FLAGGED, RESTORED, Verdict, judge, judge_alone
 from facefix.worker import Restored
 
 Crop = NDArray[np.uint8]
@@ -107,7 +108,9 @@ class Finisher:
         start = time.perf_counter()
         try:
             target = target_path(task.photo, self.output, self.settings)
-            written = write_photo(photo, regions, target, scale=self.settings.upscale)
+            said = provenance.describe(photo, regions, model=self.model, recipe=self.model_recipe)
+            written = write_photo(photo, regions, target, scale=self.settings.upscale, extra_xmp=said.packet)
+            undo.save(self.output, said.undo_id, photo, regions, written)
         except PhotoError as error:
             raise_if_disk_failed(error)
             return task.failed(str(error))
@@ -116,23 +119,23 @@ class Finisher:
             judged,
             target=written.path.relative_to(self.output),
             seconds=seconds + time.perf_counter() - start,
-            notes=(*photo.notes, *written.notes),
+            notes=(*photo.notes, *written.notes, *([said.note] if said.note else [])),
         )
 
     def _judge(self, face: FaceTask, crop: Crop, result: Restored) -> FaceOutcome:
         """Compare the face as it will be used with its references, or with the photo where there are none."""
         if result.pixels is None:
             return face.outcome(FAILED, result.problem, seconds=result.seconds, model=self.model)
-        embedder = self.backend.load().embedder
-        embedding = embedder.embed([mix(crop, to_crop_size(result.pixels), self.settings.strength)])[0]
-        was, same = face.face.embedding, same_person(embedder.scale)
+        faces = self.backend.load()
+        embedding = faces.embedder.embed([mix(crop, to_crop_size(result.pixels), self.settings.strength)])[0]
+        was, same = face.face.embedding, faces.same_person
         before = after = None
         if face.centroid is not None:
-            before = None if was is None else similarity(was, face.centroid)
-            after = similarity(embedding, face.centroid)
+            before = None if was is None else faces.similarity(was, face.centroid)
+            after = faces.similarity(embedding, face.centroid)
             verdict = judge(before, after, same)
         elif was is not None:
-            verdict = judge_alone(similarity(embedding, was), same)
+            verdict = judge_alone(faces.similarity(embedding, was), same)
         else:
             verdict = Verdict(FLAGGED, "likeness cannot be checked: no embedding of this face is kept")
         reason = "; ".join(part for part in (verdict.reason, *result.notes) if part)

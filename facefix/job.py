@@ -80,6 +80,7 @@ def restore_album(request: Request, settings: Settings, options: Options | None 
         tasks = run.plan(work, found, people)
         for outcome in run.restore(tasks):
             run.record(outcome)
+        run.write_report()
         return run.finish()
 
 
@@ -121,7 +122,7 @@ class Run:
         self.bad_portraits = {problem.path: problem.reason for problem in unreadable}
         self.backend: BackendChoice = choose_backend(settings, options.backend)
         self.model: ModelChoice = choose_model(settings, ledger, options.restorer)
-        self.recipe = base_recipe(self.model.recipe, self.backend.name, settings)
+        self.recipe = base_recipe(self.model.recipe, self.backend.key, settings)
         self.identities = given_identities(self.album)
         self.summary = Summary(self.album.output, photos=len(album.photos), skipped=len(album.skipped))
 
@@ -143,14 +144,14 @@ class Run:
         wanted |= {portrait: portrait.sha256 for portrait in self.album.portraits}
         paths = {digest: item.path for item, digest in wanted.items()}
         unknown = {
-            digest: path for digest, path in paths.items() if not self.ledger.is_indexed(digest, self.backend.name)
+            digest: path for digest, path in paths.items() if not self.ledger.is_indexed(digest, self.backend.key)
         }
         why = self._look(list(unknown.values()))
         if self.options.stop:
             return Found({}, {})
         photos, portraits = dict[ScannedPhoto, IndexedPhoto](), dict[Portrait, IndexedPhoto]()
         for item, digest in wanted.items():
-            found = self.ledger.indexed(digest, self.backend.name, str(item.path))
+            found = self.ledger.indexed(digest, self.backend.key, str(item.path))
             if isinstance(item, ScannedPhoto):
                 if found is None:
                     self.problems.append(Problem(item.path, item.relative, why[paths[digest]]))
@@ -164,7 +165,7 @@ class Run:
 
     def find_people(self, found: Found) -> People:
         """Who is who, over all photos, done or not."""
-        people = find_people(found, self.album, self.settings, self.backend.name)
+        people = find_people(found, self.album, self.settings, self.backend)
         self.summary.people = len(people.persons)
         self.summary.faces = sum(len(photo.faces) for photo in found.photos.values())
         return people
@@ -213,6 +214,16 @@ class Run:
             self.options.progress.problem(outcome.reason)
         self.options.on_photo(outcome)
 
+    def write_report(self) -> None:
+        """The report of everything in the output folder, unless nothing has changed since the last one."""
+        from facefix.report import REPORT_FOLDER, write_output_report
+
+        page = self.album.output / REPORT_FOLDER / "index.html"
+        changed = bool(self.summary.statuses) or not page.is_file()
+        if self.settings.report and changed and not self.options.stop:
+            self.options.progress.phase("writing the report", len(self.album.photos), "photos")
+            write_output_report(self.album.output, progress=self.options.progress.advance)
+
     def finish(self) -> Summary:
         """Close the books."""
         summary = self.summary
@@ -243,7 +254,7 @@ class Run:
             if (error := future.exception()) is not None:
                 why[path] = why_failed(error)
             else:
-                self.ledger.record_index(future.result(), backend.name)
+                self.ledger.record_index(future.result(), self.backend.key)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self.ledger.commit()
                 committed = time.monotonic()

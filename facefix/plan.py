@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from facefix.album import PEOPLE_FILE, Album, Portrait, digest
-from facefix.corrections import CorrectedPerson, allowed, apply_corrections, name_groups, with_pins
+from facefix.choices import BackendChoice
+from facefix.corrections import CorrectedPerson, apply_corrections, name_groups, with_pins
 from facefix.faces.face import Embedding, Face, Reference
-from facefix.faces.people import centroid, choose_references, group_faces
+from facefix.faces.people import choose_references, group_faces
 from facefix.people_file import FaceLabeller, PeopleFile
 from facefix.photos.ledger import FaceOutcome, IndexedPhoto, PhotoOutcome, ReferenceNote
 from facefix.photos.regions_xmp import NamedRegion, name_faces
@@ -104,6 +107,7 @@ class People:
     """sha256 of each portrait, by the key of its faces"""
     album_digests: Mapping[str, str]
     settings: Settings
+    backend: BackendChoice
     _owners: Mapping[FaceKey, CorrectedPerson] = field(default_factory=dict)
 
     def owner(self, face: Face) -> CorrectedPerson | None:
@@ -128,16 +132,15 @@ class People:
         ``target`` None: those for a face that is in no photo of the album, to show.
         """
         own = self._content(target) if target is not None else None
-        candidates = self._without_copies(
-            face for face in allowed(person.faces, person) if self._content(face) != own and self._may_serve(face)
+        album, portraits = (
+            [face for face in faces if self._may_serve(face)]
+            for faces in (self.album_faces(person), self.portraits(person))
         )
-        chosen = choose_references(
-            [face for face in candidates if not self.is_portrait(face)],
-            [face for face in candidates if self.is_portrait(face)],
-            target,
-            limit=self.settings.max_references,
-        )
-        return chosen if target is None else with_pins(chosen, person, target, self.settings.max_references)
+        copies = {face.key for face in person.faces if self._content(face) == own}
+        excluded = frozenset(copies | person.banned | self._duplicates(person))
+        limit = self.settings.max_references
+        chosen = choose_references(album, portraits, target, self.backend.load(), limit=limit, excluded=excluded)
+        return chosen if target is None else with_pins(chosen, person, target, limit)
 
     def given(self, person: CorrectedPerson | None) -> str:
         """Digest of what the user gave for a person: portraits and corrections."""
@@ -155,20 +158,22 @@ class People:
         wanted = self.settings.refs_from
         return wanted == "both" or (wanted == "portraits") == self.is_portrait(face)
 
-    def _without_copies(self, faces: Iterable[Face]) -> list[Face]:
-        """One face per content: the same file may be in the album and among the portraits, or twice in the album."""
-        unique: dict[tuple[str, int], Face] = {}
-        for face in faces:
-            key = (self._content(face), face.index)
-            if key not in unique or self.is_portrait(face):
-                unique[key] = face
-        return list(unique.values())
+    def _duplicates(self, person: CorrectedPerson) -> set[FaceKey]:
+        """All but one of the faces with the same content: a file may be in the album and among the portraits."""
+        kept: dict[tuple[str, int], Face] = {}
+        duplicates: set[FaceKey] = set()
+        for face in (*self.portraits(person), *self.album_faces(person)):
+            first = kept.setdefault((self._content(face), face.index), face)
+            if first is not face:
+                duplicates.add(face.key)
+        return duplicates
 
 
-def find_people(found: Found, album: Album, settings: Settings, backend: str) -> People:
+def find_people(found: Found, album: Album, settings: Settings, backend: BackendChoice) -> People:
     """Group every face of album and portraits; names and corrections given by the user hold."""
     faces = [face for photo in (*found.photos.values(), *found.portraits.values()) for face in photo.faces]
-    groups = name_groups(group_faces(faces, backend), _given_names(found))
+    names = _given_names(found)
+    groups = name_groups(group_faces(faces, backend.load(), names=names), names) if faces else ()
     corrections = PeopleFile.read(album.output / PEOPLE_FILE)
     persons = apply_corrections(groups, corrections, FaceLabeller(album.root, album.refs))
     return People(
@@ -176,6 +181,7 @@ def find_people(found: Found, album: Album, settings: Settings, backend: str) ->
         {str(portrait.path): portrait.sha256 for portrait in found.portraits},
         {str(photo.path): indexed.sha256 for photo, indexed in found.photos.items()},
         settings,
+        backend,
         {face.key: person for person in persons for face in person.faces},
     )
 
@@ -209,9 +215,15 @@ def make_task(photo: ScannedPhoto, found: IndexedPhoto, people: People, recipe: 
             settled.append(face_outcome(face, KEPT, reason, name))
         else:
             embeddings = [ref.face.embedding for ref in references if ref.face.embedding is not None]
-            middle = centroid(embeddings) if embeddings else None
+            middle = centre(embeddings) if embeddings else None
             tasks.append(FaceTask(photo.relative, face, name or "", references, middle))
     return PhotoTask(photo, found, recipe, tuple(tasks), tuple(settled), settings.upscale)
+
+
+def centre(embeddings: Sequence[Embedding]) -> Embedding:
+    """Mean direction of embeddings, of length 1 like each of them."""
+    mean = np.mean([embedding / np.linalg.norm(embedding) for embedding in embeddings], axis=0)
+    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
 
 
 def in_working_order(tasks: Iterable[PhotoTask]) -> list[PhotoTask]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from facefix.faces.embed import IdentityScale
-from facefix.faces.face import Embedding, Quality
+from facefix.faces.face import Quality
 from facefix.faces.quality import needs_restoring
 from facefix.settings import Settings
 
@@ -37,17 +34,8 @@ def why_left_alone(quality: Quality, settings: Settings, *, excluded: bool = Fal
         return f"{quality.face_px:.0f} px wide, below --min-face {settings.min_face:g}"
     if settings.restore == "all":
         return None
-    return needs_restoring(quality)
-
-
-def similarity(one: Embedding, other: Embedding) -> float:
-    """Cosine of two embeddings, -1..1; larger is more alike."""
-    return float(np.dot(one, other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
-
-
-def same_person(scale: IdentityScale) -> float:
-    """Similarity from which two faces count as one person: embeddings have length 1, so d^2 = 2 - 2 cos."""
-    return 1 - scale.same**2 / 2
+    needed, reason = needs_restoring(quality)
+    return None if needed else reason
 
 
 def judge(before: float | None, after: float | None, same_person: float) -> Verdict:

@@ -72,34 +72,36 @@ def make_portraits(folder: Path, people: Sequence[str] = PEOPLE[:3], each: int =
 
 
 @dataclass(frozen=True)
-class Count:
-    """References as a number of pictures."""
+class Mean:
+    """References as their mean picture."""
 
+    picture: Pixels
     count: int
-    nbytes: int = 1000
+    nbytes: int = 512 * 512 * 3
 
 
 @dataclass
-class Sharpen:
-    """A real, if simple, restorer: an unsharp mask. Counts what it is asked."""
+class Borrow:
+    """A real, if simple, restorer: lays the mean of the aligned references over the face. Counts what it is asked."""
 
-    name: str = "sharpen"
+    name: str = "borrow"
     crop_size: int = 512
-    recipe: str = "sharpen-1"
-    percent: int = 60
+    recipe: str = "borrow-1"
+    part: float = 0.75
     faces: int = 0
     prepared: list[int] = field(default_factory=list)
 
-    def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Count:
+    def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Mean:
         self.prepared.append(len(references))
-        return Count(len(references))
+        return Mean(np.mean(references, axis=0).astype(np.uint8), len(references))
 
     def restore(
-        self, crops: Sequence[Pixels], references: Count | None, seeds: Sequence[int] | None = None
+        self, crops: Sequence[Pixels], references: Mean | None, seeds: Sequence[int] | None = None
     ) -> list[Pixels]:
         self.faces += len(crops)
-        mask = ImageFilter.UnsharpMask(radius=6, percent=self.percent, threshold=0)
-        return [np.asarray(Image.fromarray(crop).filter(mask)) for crop in crops]
+        if references is None:
+            return [np.asarray(Image.fromarray(crop).filter(ImageFilter.UnsharpMask(4, 60, 0))) for crop in crops]
+        return [(crop * (1 - self.part) + references.picture * self.part).astype(np.uint8) for crop in crops]
 
-    def in_fp32(self) -> Sharpen:
+    def in_fp32(self) -> Borrow:
         return self

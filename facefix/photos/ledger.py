@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -505,14 +505,13 @@ def _path(key: bytes) -> Path:
 
 
 def _face_row(face: Face) -> tuple[Any, ...]:
-    quality = face.quality
-    numbers = [quality.face_px, quality.sharpness, quality.yaw, quality.roll, quality.score]
+    numbers = {name: float(value) for name, value in asdict(face.quality).items()}
     return (
         face.index,
         json.dumps([float(side) for side in face.detection.box]),
         np.asarray(face.detection.landmarks, dtype="<f8").tobytes(),
         float(face.detection.confidence),
-        json.dumps([float(number) for number in numbers]),
+        json.dumps(numbers),
         _FORGOTTEN if face.embedding is None else np.asarray(face.embedding, dtype="<f4").tobytes(),
     )
 
@@ -523,7 +522,7 @@ def _face(photo: str, taken: float | None, row: Sequence[Any]) -> Face:
     points = np.frombuffer(landmarks, dtype="<f8").reshape(5, 2).astype(np.float64)
     vector = np.frombuffer(embedding, dtype="<f4").astype(np.float32) if embedding else None
     detection = Detection((left, top, right, bottom), points, confidence)
-    return Face(photo, number, detection, vector, Quality(*json.loads(quality)), taken)
+    return Face(photo, number, detection, vector, Quality(**json.loads(quality)), taken)
 
 
 def _outcome_row(face: FaceOutcome) -> tuple[Any, ...]:
