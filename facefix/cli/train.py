@@ -1,0 +1,77 @@
+"""``facefix train`` and ``facefix dataset``: train the networks; build reference mappings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facefix.cli.app import app
+
+train = typer.Typer(help="Train the networks of facefix's own model (needs facefix[train]).", no_args_is_help=True)
+dataset = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
+app.add_typer(train, name="train")
+app.add_typer(dataset, name="dataset")
+
+Config = Annotated[Path, typer.Argument(help="YAML file; examples lie in facefix/training/configs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")]
+
+_SAME = {"dlib": 0.45, "arcface": 0.4}
+_DUPLICATE = {"dlib": 0.15, "arcface": 0.1}
+
+
+@train.command()
+def autoencoder(config: Config, resume: Resume = False) -> None:
+    """Train the autoencoder; the averaged model lies in RUN/model afterwards."""
+    from facefix.training.autoencoder_loop import train_autoencoder
+    from facefix.training.config import AutoencoderTraining, read_config
+
+    settings = read_config(config, AutoencoderTraining)
+    outcome = train_autoencoder(settings, resume=resume)
+    _report(settings.run, outcome.step, outcome.finished)
+
+
+@train.command()
+def denoiser(config: Config, resume: Resume = False) -> None:
+    """Train the denoiser on a frozen autoencoder; the whole pipeline lies in RUN/model afterwards."""
+    from facefix.training.config import DenoiserTraining, read_config
+    from facefix.training.denoiser_loop import train_denoiser
+
+    settings = read_config(config, DenoiserTraining)
+    outcome = train_denoiser(settings, resume=resume)
+    _report(settings.run, outcome.step, outcome.finished)
+
+
+def _report(run: Path, step: int, finished: bool) -> None:
+    state = "finished" if finished else "stopped, go on with --resume"
+    typer.echo(f"{run}: {state} after {step} steps")
+
+
+@dataset.command()
+def refs(
+    images: Annotated[Path, typer.Argument(help="Folder of aligned faces (512 x 512, FFHQ framing).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the mappings.")],
+    identity: Annotated[str, typer.Option(help="Network that tells people apart: dlib or arcface.")] = "dlib",
+    same: Annotated[
+        float | None, typer.Option(help="Largest distance of one person's faces [dlib 0.45, arcface 0.4].")
+    ] = None,
+    duplicate: Annotated[
+        float | None, typer.Option(help="Smallest distance of a test reference [dlib 0.15, arcface 0.1].")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split into train, val and test.")] = 1,
+) -> None:
+    """Find the people in a folder of faces and write FFHQ-Ref-style reference mappings, split by person."""
+    from facefix.errors import UsageError
+    from facefix.training.mappings import MappingRules, embed_folder, pairwise, write_mappings
+
+    if identity not in _SAME:
+        raise UsageError(f"--identity: expected one of {sorted(_SAME)}, found {identity!r}")
+    rules = MappingRules(
+        same=_SAME[identity] if same is None else same,
+        duplicate=_DUPLICATE[identity] if duplicate is None else duplicate,
+        seed=seed,
+    )
+    names, embeddings = embed_folder(images, identity)
+    counts = write_mappings(out, names, pairwise(embeddings, cosine=identity == "arcface"), rules)
+    typer.echo("\n".join(f"{split}: {count} faces" for split, count in counts.items()))
