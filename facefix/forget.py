@@ -162,16 +162,16 @@ def _with_similar(seeds: Sequence[StoredEmbedding], stored: Sequence[StoredEmbed
         faces = [face for face in stored if face.backend == backend]
         known = [face.vector for face in seeds if face.backend == backend]
         if known:
-            near = _nearest(np.stack([face.vector for face in faces]), np.stack(known))
-            found += [
-                face for face, distance in zip(faces, near, strict=True) if distance < same_person_distance(backend)
-            ]
+            vectors = np.stack([face.vector for face in faces])
+            limit = same_person_distance(vectors.shape[1])
+            near = _nearest(vectors, np.stack(known))
+            found += [face for face, distance in zip(faces, near, strict=True) if distance < limit]
     return found
 
 
-def same_person_distance(backend: str) -> float:
-    """Distance up to which two faces are taken for one person here, by the name of the face backend."""
-    return DlibEmbedder.scale.same if backend.startswith("dlib") else ARCFACE_SAME_DISTANCE
+def same_person_distance(dim: int) -> float:
+    """Distance up to which two faces are taken for one person here, by the length of the embedding."""
+    return DlibEmbedder.scale.same if dim == DlibEmbedder.dim else ARCFACE_SAME_DISTANCE
 
 
 def _nearest(vectors: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float64]:
