@@ -27,6 +27,8 @@ face crops of colour photographs.
 _TONE_SHARE = 0.98
 
 _TONE_SIDE = 64
+_TONE_BLOCK = 8
+"""Averages over fewer pixels than this to a side would see how JPEG smears colour across edges."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601, as Pillow converts to grey"""
@@ -92,8 +94,10 @@ def is_monochrome(rgb: Bytes8) -> bool:
     """
     if rgb.size == 0:
         return True
-    side = (min(rgb.shape[1], _TONE_SIDE), min(rgb.shape[0], _TONE_SIDE))
-    small = np.asarray(Image.fromarray(rgb).resize(side, Image.Resampling.BOX)).reshape(-1, 3).astype(np.float64)
+    height, width = (min(max(extent // _TONE_BLOCK, _TONE_BLOCK), _TONE_SIDE, extent) for extent in rgb.shape[:2])
+    small = (
+        np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)).reshape(-1, 3).astype(np.float64)
+    )
     luma = small @ _LUMA
     powers = np.vander(luma / 255, 4)
     chroma = small - luma[:, None]

@@ -6,7 +6,6 @@ Keeping the file and patching it keeps every tag, also maker notes and private d
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
 from facefix.photos import exif as exif_block
-from facefix.photos import ifd
+from facefix.photos import ifd, turning
 from facefix.photos.containers import tiff_patch, tiff_segments
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.containers.tiff_segments import Geometry
@@ -106,7 +105,7 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     patch = tiff_patch.Patch(source.data, details.directory)
     if raster.size != source.size:
         patch.replace_bytes(exif_block.with_size(source.data, *raster.size))
-        geometry = dataclasses.replace(geometry, width=raster.size[0], height=raster.size[1])
+        geometry = geometry.resized(*raster.size)
         geometry = geometry.as_one_strip() if geometry.is_fax else geometry
         patch.set(_WIDTH, [raster.size[0]])
         patch.set(_HEIGHT, [raster.size[1]])
@@ -248,8 +247,8 @@ def _as_stored(raster: Raster, details: _Details) -> NDArray[Any]:
 def _decode_by_pillow(source: Source) -> Raster:
     details: _Details = source.details
     image = TiffImagePlugin.TiffImageFile(io.BytesIO(source.data))
-    image.load()
-    samples = np.asarray(image)
+    image.load()  # which turns the picture upright
+    samples = turning.contiguous(turning.stored(np.asarray(image), exif_block.orientation(source.exif)))
     if image.mode == "1":
         return Raster(samples.astype(np.uint8)[:, :, None], "bilevel")
     if image.mode == "P" and details.palette is not None:

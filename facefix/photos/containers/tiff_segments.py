@@ -91,6 +91,10 @@ class Geometry:
         if len(self.offsets) < expected or len(self.counts) < expected:
             raise ValueError(f"{len(self.offsets)} offsets and {len(self.counts)} lengths for {expected} segments")
 
+    def resized(self, width: int, height: int) -> Geometry:
+        """The layout for a picture of another size: tiles stay as they are, strips as high."""
+        return replace(self, width=width, height=height, columns=self.columns if self.tiled else width)
+
     def as_one_strip(self) -> Geometry:
         """The same picture in a single strip."""
         return replace(self, rows=self.height, tiled=False, columns=self.width)
