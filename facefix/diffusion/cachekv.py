@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -140,6 +140,11 @@ class _Record:
     """The current pass is a reference pass: every layer leaves its keys and values here."""
 
     layers: dict[str, KeyValue]
+    last_layer: str
+
+
+class _AllRecorded(Exception):
+    """The last attention layer of a reference pass has left its keys and values: what follows would be thrown away."""
 
 
 # What the attention layers do in the current thread or task; the default is plain self-attention. A context variable
@@ -207,8 +212,8 @@ def reference_pass(
     batch, count = per_row.shape[:2]
     flat = per_row.flatten(0, 1)  # (B N, 8, h, w)
     padding = unet.config.in_channels - flat.shape[1]
-    record = _Record({})
-    with _attention_mode(record):
+    record = _Record({}, last_layer=next(reversed(attention_layers(unet))))
+    with _attention_mode(record), suppress(_AllRecorded):
         unet(F.pad(flat, (0, 0, 0, 0, 0, padding)), 0)
     if not record.layers:
         raise UsageError("reference_pass: expected a denoiser prepared by install_cachekv(), found another processor")
@@ -268,6 +273,8 @@ class CacheKVAttnProcessor:
         mode = _mode.get()
         if isinstance(mode, _Record):
             mode.layers[self.layer] = (key, value)
+            if self.layer == mode.last_layer:
+                raise _AllRecorded
             mode = ()
         attended = _attend(query, key, value, attn.heads, self.layer, mode)  # (B, T, C)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from facefix import __version__
 from facefix.diffusion.cachekv import ReferenceCache
@@ -170,17 +172,31 @@ def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> 
             "see `facefix models list`, or make one with `facefix models import`"
         )
     try:
-        pipeline = ReFLDMPipeline.from_pretrained(
-            folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True
-        )
+        with _without_progress_bars():
+            pipeline = ReFLDMPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
         raise CheckpointError(
             f"{folder}: expected a complete model, found files that do not load ({type(error).__name__}: {error})"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
+    if device.type == "cuda":
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.autoencoder.to(memory_format=torch.channels_last)
     loaded: ReFLDMPipeline = pipeline
     return loaded
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """diffusers shows a bar while it loads; this module has no business on the terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def weights_digest(folder: Path) -> str:

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?= demo
+
+.PHONY: help install test check format bench demo clean
+
+help:
+	@echo "make demo     restore a few photos that come with the dependencies, into $(DEMO)/"
+	@echo "make test     run the tests"
+	@echo "make check    lint, format check, types"
+	@echo "make bench    time the restoration path against a plain implementation"
+	@echo "make install  make $(VENV) with everything for development"
+
+install: $(READY)
+
+# retinaface-pytorch pins a torch of 2021, and runs on a current one: it goes in without its dependencies, beside what
+# it really imports. It comes last, so that pip never tries to satisfy its pins.
+$(READY): pyproject.toml .ci/constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]' torchvision albumentations
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --no-deps retinaface-pytorch
+	touch $@
+
+# One torch thread in each of two workers is faster than two threads in one, and leaves results the same.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python tests/bench/bench_refldm.py --json bench.json
+
+demo: $(READY)
+	$(BIN)/python -m facefix.demo $(DEMO)
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
