@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from facefix.album import PEOPLE_FILE, Album, Portrait, digest
 from facefix.choices import BackendChoice
 from facefix.corrections import CorrectedPerson, apply_corrections, name_groups, with_pins
 from facefix.faces.face import Embedding, Face, Reference
-from facefix.faces.people import choose_references, group_faces
+from facefix.faces.people import centroid, choose_references, group_faces
 from facefix.people_file import FaceLabeller, PeopleFile
 from facefix.photos.ledger import FaceOutcome, IndexedPhoto, PhotoOutcome, ReferenceNote
 from facefix.photos.regions_xmp import NamedRegion, name_faces
@@ -21,6 +19,9 @@ from facefix.settings import Settings
 from facefix.verdicts import KEPT, why_left_alone
 
 FaceKey = tuple[str, int]
+
+_BEST_OF_A_TIME = 64
+_TEN_YEARS = 10 * 365.25 * 86400
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +109,9 @@ class People:
     album_digests: Mapping[str, str]
     settings: Settings
     backend: BackendChoice
-    _owners: Mapping[FaceKey, CorrectedPerson] = field(default_factory=dict)
+    _owners: Mapping[FaceKey, CorrectedPerson]
+    _candidates: dict[str, Candidates] = field(default_factory=dict)
+    """by the person's id; filled once"""
 
     def owner(self, face: Face) -> CorrectedPerson | None:
         """Whose face it is; None for one that people.toml ignores."""
@@ -126,21 +129,22 @@ class People:
         """The person's faces in the portraits."""
         return tuple(face for face in person.faces if self.is_portrait(face))
 
-    def references(self, person: CorrectedPerson, target: Face | None) -> tuple[Reference, ...]:
+    def references(self, person: CorrectedPerson, target: Face | None = None) -> tuple[Reference, ...]:
         """The references for one face of the person, best first; never from the same photo, nor from a copy of it.
 
         ``target`` None: those for a face that is in no photo of the album, to show.
         """
-        own = self._content(target) if target is not None else None
-        album, portraits = (
-            [face for face in faces if self._may_serve(face)]
-            for faces in (self.album_faces(person), self.portraits(person))
-        )
-        copies = {face.key for face in person.faces if self._content(face) == own}
-        excluded = frozenset(copies | person.banned | self._duplicates(person))
         limit = self.settings.max_references
-        chosen = choose_references(album, portraits, target, self.backend.load(), limit=limit, excluded=excluded)
-        return chosen if target is None else with_pins(chosen, person, target, limit)
+        candidates = self._candidates[person.id]
+        chosen = choose_references(
+            candidates.album,
+            candidates.portraits,
+            target or _nowhere(person.faces),
+            self.backend.load(),
+            limit=limit,
+            excluded=candidates.by_content.get(self._content(target), frozenset()) if target else frozenset(),
+        )
+        return with_pins(chosen, person, target or _nowhere(person.faces), limit)
 
     def given(self, person: CorrectedPerson | None) -> str:
         """Digest of what the user gave for a person: portraits and corrections."""
@@ -154,19 +158,47 @@ class People:
     def _content(self, face: Face) -> str:
         return self.portrait_digests.get(face.photo) or self.album_digests.get(face.photo, face.photo)
 
-    def _may_serve(self, face: Face) -> bool:
+    def candidates(self, person: CorrectedPerson) -> Candidates:
+        """Who may serve: one face per content that is not banned, and of the album only the best of each time."""
+        unique: dict[tuple[str, int], Face] = {}
+        by_content: dict[str, set[FaceKey]] = {}
+        for face in (*self.portraits(person), *self.album_faces(person)):  # a portrait wins over a copy in the album
+            by_content.setdefault(self._content(face), set()).add(face.key)
+            if face.key not in person.banned:
+                unique.setdefault((self._content(face), face.index), face)
         wanted = self.settings.refs_from
-        return wanted == "both" or (wanted == "portraits") == self.is_portrait(face)
+        portraits = [face for face in unique.values() if self.is_portrait(face)]
+        album = [face for face in unique.values() if not self.is_portrait(face)]
+        return Candidates(
+            () if wanted == "portraits" else tuple(_best_of_each_time(album)),
+            () if wanted == "album" else tuple(portraits),
+            {content: frozenset(keys) for content, keys in by_content.items()},
+        )
 
-    def _duplicates(self, person: CorrectedPerson) -> set[FaceKey]:
-        """All but one of the faces with the same content: a file may be in the album and among the portraits."""
-        kept: dict[tuple[str, int], Face] = {}
-        duplicates: set[FaceKey] = set()
-        for face in (*self.portraits(person), *self.album_faces(person)):
-            first = kept.setdefault((self._content(face), face.index), face)
-            if first is not face:
-                duplicates.add(face.key)
-        return duplicates
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Faces of a person that may serve as references."""
+
+    album: tuple[Face, ...]
+    portraits: tuple[Face, ...]
+    by_content: Mapping[str, frozenset[FaceKey]]
+    """all faces of the person in photos with the same sha256"""
+
+
+def _best_of_each_time(faces: Sequence[Face]) -> Iterator[Face]:
+    """The best faces of each ten years and of the undated ones, so that a choice among thousands stays quick."""
+    taken: dict[int | None, int] = {}
+    for face in sorted(faces, key=lambda face: -face.quality.score):
+        time = None if face.taken is None else int(face.taken // _TEN_YEARS)
+        taken[time] = taken.get(time, 0) + 1
+        if taken[time] <= _BEST_OF_A_TIME:
+            yield face
+
+
+def _nowhere(faces: Sequence[Face]) -> Face:
+    """A face of a person that is in no photo."""
+    return replace(faces[0], photo="", index=-1, embedding=None)
 
 
 def find_people(found: Found, album: Album, settings: Settings, backend: BackendChoice) -> People:
@@ -176,7 +208,7 @@ def find_people(found: Found, album: Album, settings: Settings, backend: Backend
     groups = name_groups(group_faces(faces, backend.load(), names=names), names) if faces else ()
     corrections = PeopleFile.read(album.output / PEOPLE_FILE)
     persons = apply_corrections(groups, corrections, FaceLabeller(album.root, album.refs))
-    return People(
+    people = People(
         persons,
         {str(portrait.path): portrait.sha256 for portrait in found.portraits},
         {str(photo.path): indexed.sha256 for photo, indexed in found.photos.items()},
@@ -184,6 +216,8 @@ def find_people(found: Found, album: Album, settings: Settings, backend: Backend
         backend,
         {face.key: person for person in persons for face in person.faces},
     )
+    people._candidates.update((person.id, people.candidates(person)) for person in persons)
+    return people
 
 
 def _given_names(found: Found) -> dict[FaceKey, str]:
@@ -215,15 +249,9 @@ def make_task(photo: ScannedPhoto, found: IndexedPhoto, people: People, recipe: 
             settled.append(face_outcome(face, KEPT, reason, name))
         else:
             embeddings = [ref.face.embedding for ref in references if ref.face.embedding is not None]
-            middle = centre(embeddings) if embeddings else None
+            middle = centroid(embeddings) if embeddings else None
             tasks.append(FaceTask(photo.relative, face, name or "", references, middle))
     return PhotoTask(photo, found, recipe, tuple(tasks), tuple(settled), settings.upscale)
-
-
-def centre(embeddings: Sequence[Embedding]) -> Embedding:
-    """Mean direction of embeddings, of length 1 like each of them."""
-    mean = np.mean([embedding / np.linalg.norm(embedding) for embedding in embeddings], axis=0)
-    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
 
 
 def in_working_order(tasks: Iterable[PhotoTask]) -> list[PhotoTask]:

@@ -58,7 +58,7 @@ class Survey:
                 person,
                 self.people.album_faces(person),
                 self.people.portraits(person),
-                self.people.references(person, None),
+                self.people.references(person),
                 pending.get(person.name, 0),
             )
             for person in self.people.persons

@@ -11,6 +11,9 @@ from facefix.settings import Settings
 RESTORED, KEPT, FLAGGED, FAILED = "restored", "kept", "flagged", "failed"
 VERDICTS = (RESTORED, KEPT, FLAGGED, FAILED)
 
+DRIFT = 0.2
+"""How much further than two pictures of one person a result may be from the photo, when there is no reference."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -56,9 +59,13 @@ def judge(before: float | None, after: float | None, same_person: float) -> Verd
 
 
 def judge_alone(likeness: float, same_person: float) -> Verdict:
-    """Without references there is only the photo to compare with: the result must still be the face that is in it."""
+    """Without references there is only the photo to compare with: the result must still be the face that is in it.
+
+    A blurred face is not very like its own restoration, so a result is refused only well below ``same_person``.
+    """
+    text = f"no references; likeness of the result to the photo, {likeness:.3f}"
+    if likeness < same_person - DRIFT * (1 - same_person):
+        return Verdict(KEPT, f"{text}: it is no longer this face")
     if likeness < same_person:
-        return Verdict(
-            FLAGGED, f"no references; likeness to the photo, {likeness:.3f}, is below {same_person:.3f}, one person's"
-        )
+        return Verdict(FLAGGED, f"{text}, is below {same_person:.3f}, where two faces count as one person")
     return Verdict(RESTORED, "no references")
