@@ -24,19 +24,83 @@ Crop = NDArray[np.uint8]
 """(S, S, 3) aligned RGB crop, 512 x 512 unless the face is smaller: the framing of align.TEMPLATE_512."""
 
 
+JOIN_PEOPLE = 1000
+"""Number of people among whom ``IdentityScale.join`` was measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class IdentityScale:
     """What distances between the embeddings of one network mean. Measured where ``source`` says so."""
 
     network: str
     join: float
-    """Mean distance up to which two groups of faces are one person: precision first."""
+    """Root mean squared distance up to which two groups of clear faces are one person, among JOIN_PEOPLE people."""
+    join_most: float
+    """The same with few people; see join_limit."""
     anchor: float
-    """Distance up to which a group is the person of a named portrait."""
+    """The same, for a group and a person that the user has named by portraits."""
+    blurred: float
+    """Distance up to which a blurred face belongs to a person, if that person is the only one; see blurred_limit."""
+    per_tenfold: float
+    """How much the distances shrink with ten times as many people: there are more who happen to look alike."""
+    margin: float
+    """How much nearer the right person must be than the next one, where a face is attached beyond ``join``."""
     same: float
-    """Distance up to which one pair of faces is more likely one person than not, in an album."""
+    """Distance above which a result is flagged as not clearly the person."""
     source: str
     """Where the numbers come from."""
+
+    def join_limit(self, people: int) -> float:
+        """Distance up to which two groups of clear faces are one person, among so many people."""
+        return min(self.join - self.per_tenfold * math.log10(max(people, 1) / JOIN_PEOPLE), self.join_most)
+
+    def blurred_limit(self, people: int) -> float:
+        """Distance up to which a blurred face belongs to the nearest of so many people."""
+        return self.blurred - self.per_tenfold * math.log10(max(people, 1))
+
+
+DLIB_SCALE = IdentityScale(
+    network="dlib",
+    join=0.297,
+    join_most=0.325,
+    anchor=0.33,
+    blurred=0.395,
+    per_tenfold=0.02,
+    margin=0.03,
+    same=0.42,
+    source="tests/bench/bench_grouping.py, on 1,482 clear and 480 degraded crops",
+)
+
+
+def arcface_scale(network: str) -> IdentityScale:
+    """Distances of an ArcFace network as published, not measured here.
+
+    Cosine distance 0.4 joins two images of FFHQ-Ref (arXiv 2412.05043): d = sqrt(0.8). Verification usually accepts
+    from cosine similarity 0.35 to 0.45 on: d = 1.14 to 1.05.
+    """
+    return IdentityScale(
+        network=network,
+        join=math.sqrt(0.8),
+        join_most=0.95,
+        anchor=0.98,
+        blurred=1.05,
+        per_tenfold=0.02,
+        margin=0.05,
+        same=1.14,
+        source="published: cosine distance 0.4 joins two images of FFHQ-Ref (arXiv 2412.05043)",
+    )
+
+
+def same_person_distance(backend: str) -> float:
+    """Distance within which stored embeddings of a backend are taken for one person, to the generous side.
+
+    Raises UsageError for a backend that does not exist.
+    """
+    if backend == "dlib":
+        return DLIB_SCALE.same
+    if backend in ("insightface", "retinaface"):
+        return arcface_scale(backend).same
+    raise UsageError(f"face backend: expected insightface, retinaface or dlib, found {backend!r}")
 
 
 class Embedder(Protocol):
@@ -68,7 +132,7 @@ class DlibEmbedder:
 
     name = "dlib"
     dim = 128
-    scale = IdentityScale(network="dlib", join=0.295, anchor=0.33, same=0.33, source="tests/bench/bench_grouping.py")
+    scale = DLIB_SCALE
 
     _VIEWS = ((1.0, 0.0), (1.03, 4.0), (1.03, -4.0), (1.08, 0.0))
 
@@ -113,13 +177,7 @@ class ArcFaceEmbedder:
         self._model = model
         self._side = int(model.input_size[0])
         self.dim = int(model.output_shape[1])
-        self.scale = IdentityScale(
-            network=name,
-            join=0.894,
-            anchor=0.98,
-            same=1.05,
-            source="published: cosine distance 0.4 joins two images in FFHQ-Ref (arXiv 2412.05043); not measured here",
-        )
+        self.scale = arcface_scale(name)
 
     def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
         """(N, dim) embeddings of length 1, mean of the face and its mirror image."""

@@ -1,0 +1,199 @@
+"""How well faces are grouped, and what it costs: real crops for quality, made-up embeddings for size.
+
+    python tests/bench/bench_grouping.py quality SHARED [--cache FILE]   precision and recall of pairs
+    python tests/bench/bench_grouping.py size [--faces 100000]           time and peak memory
+
+SHARED is the folder with data/manifest.csv. Nothing is tuned here: thresholds are those of facefix.faces.embed, and the
+ones that a half of the people would choose are reported on the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from facefix.faces import align
+from facefix.faces.backends import Backend, load_backend
+from facefix.faces.face import Detection, Face
+from facefix.faces.grouping import Constraints, group
+from facefix.faces.people import choose_references, group_faces
+from facefix.faces.quality import assess
+
+SPLITS = ("train512", "train256", "eval_public")
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Aligned crops as faces, with who they are."""
+
+    faces: list[Face]
+    people: NDArray[np.str_]
+    splits: NDArray[np.str_]
+
+    def subset(self, chosen: NDArray[np.bool_]) -> Crops:
+        return Crops(
+            [face for face, take in zip(self.faces, chosen, strict=True) if take],
+            self.people[chosen],
+            self.splits[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Pairs of faces put together: precision, recall, how many wrong."""
+
+    precision: float
+    recall: float
+    wrong: int
+
+    def __str__(self) -> str:
+        return f"precision {self.precision:.4f}  recall {self.recall:.4f}  wrong pairs {self.wrong}"
+
+
+def read_crops(shared: Path, backend: Backend, cache: Path | None = None) -> Crops:
+    """Every public crop as a face of a photo of its own."""
+    with open(shared / "data" / "manifest.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] in SPLITS]
+    if cache is not None and cache.is_file():
+        stored = np.load(cache)
+        embeddings, numbers = stored["embeddings"], stored["numbers"]
+        faces = [
+            _face(row["file"], *pair) for row, pair in zip(rows, zip(embeddings, numbers, strict=True), strict=True)
+        ]
+    else:
+        faces = [_read_face(shared / "data" / row["file"], row["file"], backend) for row in rows]
+        if cache is not None:
+            quality = [[face.quality.face_px, face.quality.sharpness, face.quality.score] for face in faces]
+            np.savez(cache, embeddings=np.stack([face.embedding for face in faces]), numbers=np.array(quality))
+    return Crops(faces, np.array([row["identity"] for row in rows]), np.array([row["split"] for row in rows]))
+
+
+def _read_face(path: Path, key: str, backend: Backend) -> Face:
+    crop = np.array(Image.open(path).convert("RGB"))
+    side = crop.shape[0]
+    landmarks = (align.TEMPLATE_512 + 0.5) * (side / align.CROP_SIZE) - 0.5
+    detection = Detection((0, 0, side, side), landmarks, 1.0)
+    large = align.warp(crop, align.crop_matrix(landmarks))
+    return Face(key, 0, detection, backend.embedder.embed([crop])[0], assess(large, detection))
+
+
+def _face(key: str, embedding: NDArray[np.float32], numbers: NDArray[np.float64]) -> Face:
+    from facefix.faces.face import Quality
+
+    face_px, sharpness, score = numbers.tolist()
+    detection = Detection((0, 0, 512, 512), align.TEMPLATE_512, 1.0)
+    return Face(key, 0, detection, embedding, Quality(face_px, sharpness, 0.0, 0.0, score))
+
+
+def score_pairs(labels: Sequence[int] | NDArray[np.int64], people: NDArray[np.str_]) -> Score:
+    """Precision and recall over all pairs of faces."""
+    labels = np.asarray(labels)
+    upper = np.triu_indices(len(people), 1)
+    together = (labels[:, None] == labels[None])[upper]
+    same = (people[:, None] == people[None])[upper]
+    right = int((together & same).sum())
+    return Score(right / max(int(together.sum()), 1), right / int(same.sum()), int((together & ~same).sum()))
+
+
+def score_groups(crops: Crops, backend: Backend) -> Score:
+    """group_faces as a run uses it."""
+    number = {face.key: index for index, members in enumerate(group_faces(crops.faces, backend)) for face in members}
+    return score_pairs([number[face.key] for face in crops.faces], crops.people)
+
+
+def linkage_at(crops: Crops, threshold: float) -> Score:
+    """Average linkage alone, at one threshold."""
+    embeddings = np.stack([face.embedding for face in crops.faces if face.embedding is not None])
+    constraints = Constraints(list(range(len(embeddings))), [None] * len(embeddings))
+    return score_pairs(group(embeddings, constraints, threshold), crops.people)
+
+
+def chosen_on_half(crops: Crops, backend: Backend, seed: int) -> str:
+    """The largest threshold with precision 0.999 on one half of the people, and what it gives on the other half."""
+    names = np.unique(crops.people)
+    half = np.isin(crops.people, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+    chosen_from, reported_on = crops.subset(half), crops.subset(~half)
+    grid = np.arange(0.25, 0.36, 0.005)
+    good = [float(t) for t in grid if linkage_at(chosen_from, float(t)).precision >= 0.999]
+    safe = max(good) - 0.015
+    other = linkage_at(reported_on, safe)
+    return f"threshold {safe:.3f}: {other} | shipped: {score_groups(reported_on, backend)}"
+
+
+def wrong_references(crops: Crops, backend: Backend) -> tuple[int, int]:
+    """Number of automatically chosen references, over all faces, and how many are of somebody else."""
+    person = {face.key: name for face, name in zip(crops.faces, crops.people.tolist(), strict=True)}
+    chosen = wrong = 0
+    for members in group_faces(crops.faces, backend):
+        for face in members:
+            references = choose_references(members, (), face, backend)
+            chosen += len(references)
+            wrong += sum(person[reference.face.key] != person[face.key] for reference in references)
+    return chosen, wrong
+
+
+def measure_quality(shared: Path, cache: Path | None) -> None:
+    backend = load_backend("dlib")
+    start = time.perf_counter()
+    crops = read_crops(shared, backend, cache)
+    print(
+        f"{len(crops.faces)} crops of {len(np.unique(crops.people))} people, read in {time.perf_counter() - start:.0f} s"
+    )
+    print(f"all crops together     {score_groups(crops, backend)}")
+    print(f"eval_public alone      {score_groups(crops.subset(crops.splits == 'eval_public'), backend)}")
+    for threshold in (0.28, 0.29, 0.30, 0.31, 0.32):
+        print(f"linkage at {threshold:.2f} alone  {linkage_at(crops, threshold)}")
+    for seed in range(5):
+        print(f"half {seed}: {chosen_on_half(crops, backend, seed)}")
+    for name, part in (("all", crops), ("eval_public", crops.subset(crops.splits == "eval_public"))):
+        chosen, wrong = wrong_references(part, backend)
+        print(f"references chosen in {name}: {chosen}, of the wrong person: {wrong}")
+
+
+def measure_size(count: int) -> None:
+    """People as directions with realistic spread: pairs of one person about 0.2 apart, of two about 1.4."""
+    rng = np.random.default_rng(0)
+    people = rng.zipf(1.6, count).clip(1, count // 50)
+    people = rng.permutation(count // 20)[people % (count // 20)]
+    centres = rng.normal(size=(count // 20 + 1, 128))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    embeddings = centres[people] + rng.normal(size=(count, 128)) * 0.013
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+    photos = rng.integers(0, count // 2, count).tolist()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, cpu = time.perf_counter(), time.process_time()
+    labels = group(embeddings, Constraints(photos, [None] * count), 0.3)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{count} embeddings of {len(np.unique(people))} people (largest {np.bincount(people).max()} faces): "
+        f"{len(np.unique(labels))} groups in {time.perf_counter() - start:.0f} s ({time.process_time() - cpu:.0f} s CPU), "
+        f"peak memory {after / 1024:.0f} MiB, {(after - before) / 1024:.0f} MiB more than before"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    quality = what.add_parser("quality")
+    quality.add_argument("shared", type=Path)
+    quality.add_argument("--cache", type=Path)
+    size = what.add_parser("size")
+    size.add_argument("--faces", type=int, default=100_000)
+    arguments = parser.parse_args()
+    if arguments.what == "quality":
+        measure_quality(arguments.shared, arguments.cache)
+    else:
+        measure_size(arguments.faces)
+
+
+if __name__ == "__main__":
+    main()
