@@ -77,7 +77,7 @@ def test_copies_byte_for_byte(tmp_path: Path) -> None:
     digest = atomic.copy_bytes(source, tmp_path / "out" / "copy.jpg")
     copy = tmp_path / "out" / "copy.jpg"
     assert copy.read_bytes() == source.read_bytes() and digest == atomic.sha256_of(source)
-    assert copy.stat().st_mtime == 2 and stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert copy.stat().st_mtime == 2 and stat.S_IMODE(copy.stat().st_mode) == 0o400
     assert names(copy.parent) == ["copy.jpg"]
 
 

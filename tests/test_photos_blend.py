@@ -94,7 +94,7 @@ def test_detail_comes_from_the_crop_and_colour_from_the_photo(photo: NDArray[np.
 def test_no_seam(photo: NDArray[np.uint8], matrix: align.Matrix) -> None:
     """A crop that is brighter and bluer all over changes nothing: the photo's own light and colour are kept."""
     pale = (photo // 2 + 50).astype(np.uint8)
-    brighter = (align.warp(pale, matrix).astype(int) + [20, 20, 35]).astype(np.uint8)
+    brighter = (align.warp(pale, matrix) + np.array([20, 20, 35])).astype(np.uint8)
     region = blend_face(pale, brighter, matrix)
     change = composed(pale, region) - pale.astype(np.float32) / 255
     assert np.abs(change).max() < 2 / 255

@@ -531,7 +531,7 @@ def test_regions_have_to_fit(folder: Path, tmp_path: Path) -> None:
 def test_what_is_written_wrong_is_not_kept(folder: Path, tmp_path: Path) -> None:
     photo = read_photo(factory.make(folder, "444.jpg"))
     lying = dataclasses.replace(photo, mode="L")
-    with pytest.raises(PhotoError, match=r"cannot be decoded again: expected JPEG L, found JPEG RGB"):
+    with pytest.raises(PhotoError, match=r"what was written cannot be decoded again: expected JPEG L, found JPEG RGB"):
         write_photo(lying, [], tmp_path / "x.jpg")
     assert os.listdir(tmp_path) == []
 

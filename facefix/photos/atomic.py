@@ -86,7 +86,7 @@ def _temporary(target: Path, like: os.stat_result | None) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _finish(temporary, like)
+        _sync(temporary, like)
         os.replace(temporary, target)
         _sync(target.parent)
     except OSError as error:
@@ -96,16 +96,13 @@ def _temporary(target: Path, like: os.stat_result | None) -> Iterator[Path]:
             os.unlink(temporary)
 
 
-def _finish(temporary: Path, like: os.stat_result | None) -> None:
-    if like is not None:
-        os.chmod(temporary, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
-        os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))
-    _sync(temporary)
-
-
-def _sync(path: Path) -> None:
+def _sync(path: Path, like: os.stat_result | None = None) -> None:
+    """Give ``path`` permissions and times of ``like``, readable by its owner in any case, and wait for the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if like is not None:
+            os.fchmod(descriptor, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR)
+            os.utime(descriptor, ns=(like.st_atime_ns, like.st_mtime_ns))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -172,7 +172,7 @@ def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: byte
     container = raw.Raw(target.suffix) if source.format == "RAW" else _CONTAINERS[source.format]
     with _naming(target, "cannot be encoded"):
         encoded = container.encode(source, changed, extra_xmp)
-    verify = functools.partial(_verify, photo=photo, expected=changed, exact=container.is_lossless(source))
+    verify = functools.partial(_verify, target, photo, changed, container.is_lossless(source))
     atomic.write_bytes(encoded.data, target, like=photo.carrier.status, verify=verify)
     return Written(target, hashlib.sha256(encoded.data).hexdigest(), encoded.notes)
 
@@ -281,11 +281,11 @@ def _as_stored(photo: Photo, region: Region) -> Change:
     return Change(stored_left, stored_top, rgb, base, alpha)
 
 
-def _verify(temporary: Path, *, photo: Photo, expected: Raster, exact: bool) -> None:
+def _verify(target: Path, photo: Photo, expected: Raster, exact: bool, temporary: Path) -> None:
     """Decode what was written: it has the right format, mode and size, and shows what it should."""
     data = temporary.read_bytes()
-    container = _container_for(temporary, data)
-    with _naming(photo.path, "its output cannot be decoded again"):
+    with _naming(target, "what was written cannot be decoded again"):
+        container = _CONTAINERS[sniff(data[:64]) or ""]
         source = container.open(data)
         if photo.format != "RAW" and (source.format, source.mode) != (photo.format, photo.mode):
             raise ValueError(f"expected {photo.format} {photo.mode}, found {source.format} {source.mode}")
