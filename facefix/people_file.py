@@ -352,6 +352,7 @@ def _new_document() -> tomlkit.TOMLDocument:
     document["next"] = 1
     ignore = tomlkit.table()
     ignore["faces"] = _lines([])
+    ignore.add(tomlkit.nl())
     document["ignore"] = ignore
     return document
 
