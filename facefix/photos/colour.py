@@ -94,6 +94,8 @@ def is_monochrome(rgb: Bytes8) -> bool:
     """
     if rgb.size == 0:
         return True
+    step = max(1, min(rgb.shape[:2]) // (_TONE_SIDE * _TONE_BLOCK))
+    rgb = np.ascontiguousarray(rgb[::step, ::step])
     height, width = (min(max(extent // _TONE_BLOCK, _TONE_BLOCK), _TONE_SIDE, extent) for extent in rgb.shape[:2])
     small = (
         np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)).reshape(-1, 3).astype(np.float64)
