@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import VQModel
 from PIL import Image
 from skimage import data
+from typer.testing import CliRunner
 
+from facefix.cli import app
 from facefix.diffusion.autoencoder import build_autoencoder, decode, encode
 from facefix.errors import CheckpointError, UsageError
 from facefix.training.autoencoder_loop import train_autoencoder, unit_latents
-from facefix.training.config import AutoencoderTraining
+from facefix.training.config import AutoencoderTraining, write_config
 
 TINY = {
     "block_out_channels": (8, 8, 16, 16),
@@ -91,6 +97,31 @@ def _tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
     return {key: value for part, item in items for key, value in _tensors(item, f"{name}/{part}").items()}
 
 
+def test_a_run_killed_at_any_moment_resumes_from_the_command_line(faces: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a run; the CSV may be ahead of the checkpoint then, and is cut back to it."""
+    config = configuration(faces, tmp_path / "whole")
+    write_config(config, tmp_path / "whole.yaml")
+    killed = config.model_copy(update={"run": tmp_path / "killed"})
+    write_config(killed, tmp_path / "killed.yaml")
+    command = [sys.executable, "-m", "facefix", "train", "autoencoder", str(tmp_path / "killed.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            assert process.poll() in (None, 0)
+            time.sleep(0.02)
+        process.kill()
+    runner = CliRunner()
+    for name, options in (("whole", []), ("killed", ["--resume"])):
+        result = runner.invoke(app, ["train", "autoencoder", str(tmp_path / f"{name}.yaml"), *options])
+        assert result.exit_code == 0, result.output
+        assert "finished after 20 steps" in result.output
+    assert [row["l1"] for row in rows(tmp_path / "killed")] == [row["l1"] for row in rows(tmp_path / "whole")]
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"] for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def test_quantised_training_moves_the_codes(faces: Path, tmp_path: Path) -> None:
     config = configuration(faces, tmp_path / "run", schedule={"steps": 4, "batch": 2, "learning_rate": 1e-2})
     torch.manual_seed(config.seed)
@@ -98,6 +129,19 @@ def test_quantised_training_moves_the_codes(faces: Path, tmp_path: Path) -> None
     train_autoencoder(config)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["network"]
     assert not torch.equal(before, state["quantize.embedding.weight"])
+
+
+def test_a_frozen_encoder_keeps_the_latents(faces: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    build_autoencoder(TINY).save_pretrained(tmp_path / "start")
+    schedule = {"steps": 3, "batch": 2, "learning_rate": 1e-2, "optimiser": "muon"}
+    config = configuration(
+        faces, tmp_path / "run", start_from=tmp_path / "start", freeze_encoder=True, quantize=False, schedule=schedule
+    )
+    train_autoencoder(config)
+    before, after = (VQModel.from_pretrained(tmp_path / name).state_dict() for name in ("start", "run/model"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv", "quantize"}
 
 
 def test_a_run_folder_in_use_and_a_changed_configuration_are_refused(faces: Path, tmp_path: Path) -> None:

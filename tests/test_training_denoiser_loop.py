@@ -100,7 +100,7 @@ def test_trains_20_steps_and_a_killed_run_goes_on_to_the_same_state(material: Pa
 
 
 def test_references_have_a_gradient_and_change_the_loss(material: Path, tmp_path: Path) -> None:
-    settings = {"references": {"count": 2, "null": 0.0}, "objective": {"lq_dropout": 0.0}}
+    settings = {"references": {"count": 2, "nulled": 0.0}, "objective": {"lq_dropout": 0.0}}
     task = DenoiserTask(configuration(material, tmp_path / "run", **settings), torch.device("cpu"))
     for parameter in task.network.parameters():  # the last kernels start at zero; let references matter at once
         torch.nn.init.normal_(parameter, std=0.1)

@@ -19,6 +19,7 @@ from facefix.diffusion.autoencoder import build_autoencoder
 from facefix.training.config import AutoencoderTraining
 from facefix.training.crops import CropRecipe, draw_crops
 from facefix.training.dataset import find_faces, load_native
+from facefix.training.identity import DlibFaceNet
 from facefix.training.loop import Leg, Moment, Outcome, autocast, choose_device, place
 from facefix.training.losses import (
     PatchDiscriminator,
@@ -42,11 +43,15 @@ class AutoencoderTask:
         torch.manual_seed(config.seed)
         start = config.start_from
         self.network = VQModel.from_pretrained(start) if start else build_autoencoder(config.model)
+        if config.freeze_encoder:
+            self.network.encoder.requires_grad_(False)
+            self.network.quant_conv.requires_grad_(False)
         place(self.network, device, config.machine)
         self.pools = load_pools(config, device)
         self.recipe = CropRecipe(config.colour, config.low_quality)
         weights = config.losses
         self.perceptual = PerceptualDistance().to(device) if weights.perceptual else None
+        self.identity = DlibFaceNet().to(device) if weights.identity else None
         self.discriminator = PatchDiscriminator().to(device) if weights.adversarial else None
         self.discriminator_optimiser = (
             torch.optim.AdamW(self.discriminator.parameters(), config.schedule.learning_rate, betas=(0.5, 0.9))
@@ -68,7 +73,8 @@ class AutoencoderTask:
     def losses(self, moment: Moment) -> tuple[Tensor, dict[str, float]]:
         """One batch of crops."""
         generator = moment.generator()
-        images = self._batch(moment, generator)
+        whole = self.identity is not None and moment.step % self.config.losses.identity_every == 0
+        images = self._whole_faces(generator) if whole else self._batch(moment, generator)
         noise = self._noise(images, generator)
         with autocast(self.device, self.config.machine):
             latents, found, decoded = self._forward(images, noise)
@@ -81,6 +87,11 @@ class AutoencoderTask:
                 distance = self.perceptual(decoded, images).mean()
             reconstruction = reconstruction + weights.perceptual * weights.perceptual_every * distance
             values["perceptual"] = float(distance.detach())
+        if self.identity is not None and whole:
+            wanted, found_identity = self.identity.embed(images), self.identity.embed(decoded)
+            strangeness = self.identity.dissimilarity(found_identity, wanted).mean()
+            reconstruction = reconstruction + weights.identity * strangeness
+            values["identity"] = float(strangeness.detach())
         loss = reconstruction + weights.codebook * codebook_loss(latents, found, self._commitment())
         loss = loss + weights.latent_scale * _scale_loss(latents)
         if self.discriminator is not None and moment.step >= weights.adversarial_from:
@@ -104,6 +115,18 @@ class AutoencoderTask:
             size = config.whole
         crops = draw_crops(self.pools, count, size, self.recipe, generator).to(self.device)
         return crops.contiguous(memory_format=torch.channels_last) if config.machine.channels_last else crops
+
+    def _whole_faces(self, generator: torch.Generator) -> Tensor:
+        """Whole pictures at ``whole`` px, as many pixels as a usual batch has, half of them mirrored."""
+        config = self.config
+        count = max(1, round(config.schedule.batch * (config.crop / config.whole) ** 2))
+        pool = [picture for pool in self.pools for picture in pool]
+        chosen = [pool[int(index)] for index in torch.randint(len(pool), (count,), generator=generator)]
+        size = (config.whole, config.whole)
+        faces = [F.interpolate(p[None].float(), size=size, mode="bilinear", antialias=True) for p in chosen]
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        turned = [face.flip(3) if flip else face for face, flip in zip(faces, mirrored.tolist(), strict=True)]
+        return torch.cat(turned).to(self.device) / 127.5 - 1
 
     def _noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
         batch, _, height, width = images.shape

@@ -85,6 +85,9 @@ class AutoencoderLosses(Section):
     perceptual: float = 0.0
     perceptual_every: Count = 1
     """on every k-th step only, with k times the weight"""
+    identity: float = 0.0
+    """on every k-th step, which then sees whole faces ``whole`` px wide in their own colours"""
+    identity_every: Count = 3
     codebook: float = 1.0
     commitment: float = 0.25
     adversarial: float = 0.0
@@ -105,6 +108,8 @@ class AutoencoderTraining(Section):
     model: str | dict[str, Any] = "small"
     start_from: Path | None = None
     """folder of a VQModel to go on from"""
+    freeze_encoder: bool = False
+    """improve the decoder only, so that latents cached for a denoiser stay valid"""
     quantize: bool = True
     """train through the codebook; without it, only the codebook loss sees the codes"""
     latent_noise: float = Field(0.0, ge=0)
@@ -130,7 +135,7 @@ class References(Section):
     """per sample, repeated when a person has fewer"""
     share: Count = 1
     """so many degraded versions of one face share a reference pass"""
-    null: Probability = 0.1
+    nulled: Probability = 0.1
     """references replaced by zeros (the unconditional branch of guidance)"""
     absent: Probability = 0.0
     """no references at all"""

@@ -124,7 +124,8 @@ class DenoiserTask:
         loss = error.square().mean() if objective.loss == "l2" else error.abs().mean()
         values = {"diffusion": float(loss.detach())}
         if self.decoded is not None and moment.progress >= objective.decoded.after:
-            rows = slice(0, min(objective.decoded.samples, len(clean)))
+            count = min(objective.decoded.samples, len(clean))
+            rows = slice(0, count * (len(clean) // count), len(clean) // count)  # spread over the groups
             guess = self.noise.clean(predicted[rows], noisy[rows], timesteps[rows], objective.prediction)
             guess = guess * self.latent_scale + (lq[rows] if objective.residual else 0)
             with autocast(self.device, self.config.machine):
@@ -153,7 +154,7 @@ class DenoiserTask:
         mirrored = (faces + versions) % 2
         where, versions, side = (index.to(self.device) for index in (faces, versions, mirrored))
         references = self._references(chosen[:present], generator)
-        references = references * (fate[:present, 1] >= settings.null).to(self.device).view(-1, 1, 1, 1, 1)
+        references = references * (fate[:present, 1] >= settings.nulled).to(self.device).view(-1, 1, 1, 1, 1)
         return Batch(
             faces,
             mirrored,
