@@ -176,7 +176,9 @@ def _stands(row: DoneRow, output: Path, settings: Settings) -> bool:
     """Whether what was written is still there as it was."""
     if row.target is None:
         return settings.only_changed
-    if row.status == "undone" or (settings.only_changed and row.status == "copied"):
+    if row.status == "undone":
+        return os.path.lexists(output / row.target)
+    if settings.only_changed and row.status == "copied":
         return True
     return _is_as_written(row, output)
 
