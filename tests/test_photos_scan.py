@@ -207,6 +207,13 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
         scan([tmp_path / "missing"])
 
 
+def test_a_listed_file_that_is_gone_fails_later_and_alone(tmp_path: Path) -> None:
+    there = touch(tmp_path / "there.jpg")
+    result = scan([], listed=[tmp_path / "gone.jpg", there, tmp_path / "a\0b.jpg"], output=tmp_path / "out")
+    assert relatives(result) == ["gone.jpg", "there.jpg"]
+    assert "NUL" in result.skipped[0].reason
+
+
 def test_developed_raw_files_get_a_suffix_of_their_own() -> None:
     photo = ScannedPhoto(Path("in/IMG_1.NEF"), Path("IMG_1.NEF"))
     assert output_path(photo, Path("out"), raw_suffix=".tif") == Path("out/IMG_1.NEF.tif")

@@ -133,7 +133,10 @@ def to_8bit(samples: Samples, peak: int) -> Bytes8:
         return samples
     if peak == 1:
         return samples.astype(np.uint8) * np.uint8(255)
-    return ((samples.astype(np.uint32) * 255 + peak // 2) // peak).astype(np.uint8)
+    result = np.empty(samples.shape, np.uint8)
+    for rows in _bands(samples):
+        result[rows] = (samples[rows].astype(np.uint32) * 255 + peak // 2) // peak
+    return result
 
 
 def _changed(raster: Raster, old: Samples, now: Samples, change: Change, profile: Profile | None) -> Samples:

@@ -55,14 +55,15 @@ def scan(
 
     ``listed`` holds more paths, as from ``--files-from``; a relative one without ``..`` keeps its folders in the output
     tree. ``exclude`` holds shell patterns, matched against the name of a file or folder and against its path below the
-    input. Raises UsageError for an input that is not there, an output folder inside an input that is not excluded, an
-    output that would fall on an input, and two photos with the same output.
+    input. A listed path that is not there is kept, to fail when it is read. Raises UsageError for an input that is not
+    there, an output folder inside an input that is not excluded, an output that would fall on an input, and two photos
+    with the same output.
     """
     walk = _Walk(output, recursive, tuple(exclude))
     for entry in inputs:
         walk.add(Path(entry), Path())
     for entry in listed:
-        walk.add(Path(entry), _folders_of(Path(entry)))
+        walk.add(Path(entry), _folders_of(Path(entry)), listed=True)
     return walk.result()
 
 
@@ -100,11 +101,20 @@ class _Walk:
         self._skipped: list[Skipped] = []
         self._visited: set[tuple[int, int]] = set()
 
-    def add(self, path: Path, below: Path) -> None:
-        """Scan one input; its outputs go below the folder ``below`` of the output tree."""
+    def add(self, path: Path, below: Path, *, listed: bool = False) -> None:
+        """Scan one input; its outputs go below the folder ``below`` of the output tree.
+
+        A ``listed`` path that is gone is taken for a photo: one that fails when it is read, not the whole run.
+        """
         try:
             status = path.stat()
         except (OSError, ValueError) as error:
+            if listed and isinstance(error, OSError):
+                self._photos.append(ScannedPhoto(path, below / path.name))
+                return
+            if listed:
+                self._skip(path, "no file name: it holds a NUL byte")
+                return
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"input {printable(path)}: expected a photo or a folder, but: {reason}") from error
         if stat.S_ISDIR(status.st_mode):
