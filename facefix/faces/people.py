@@ -22,13 +22,14 @@ from facefix.faces.references import centroid, choose_references
 
 __all__ = ["centroid", "choose_references", "group_faces", "index_photo"]
 
-CLEAR_SHARPNESS = 0.30
-"""Blurred faces of different people look alike to a recognition network: below this sharpness 0.3 to 10 % of different
-pairs are closer than the threshold that joins, above it none of 2,000. Such faces are never joined with each other,
-only attached to a group of clear ones."""
+CLEAR_SHARPNESS = 0.40
+"""Blurred faces of different people look alike to a recognition network: below sharpness 0.3, 0.1 to 10 % of different
+pairs are closer than the distance that joins; from 0.4 on none of 850. Such faces are never joined with each other,
+only attached to a group with a sharp one."""
 
-ATTACH_SHARPNESS = 0.60
-"""Only faces below this sharpness are attached beyond the distance that joins: they are further from everybody."""
+SHARP = 0.60
+"""Faces below this sharpness are attached beyond the distance that joins, since they are further from everybody; and
+only to groups with a face above it, since two blurred faces may be alike because both are blurred."""
 
 FaceKey = tuple[str, int]
 
@@ -129,6 +130,8 @@ class _Candidate:
     mean: NDArray[np.float64]
     photos: set[int]
     named: bool
+    sharp: bool
+    """whether a face in it is sharp"""
 
 
 class _Grouping:
@@ -152,7 +155,8 @@ class _Grouping:
         candidates = self._candidates(labels, core)
         self._attach_groups(labels, candidates)
         self._attach_blurred(
-            labels, [candidate for candidate in candidates if labels[candidate.label] == candidate.label]
+            labels,
+            [candidate for candidate in candidates if candidate.sharp and labels[candidate.label] == candidate.label],
         )
         return labels
 
@@ -172,6 +176,7 @@ class _Grouping:
                 mean=self._embeddings[faces].mean(axis=0, dtype=np.float64),
                 photos=set(self._photos[faces].tolist()),
                 named=bool(self._named[faces].any()),
+                sharp=bool((self._sharpness[faces] >= SHARP).any()),
             )
             for label, faces in members.items()
         ]
@@ -190,8 +195,10 @@ class _Grouping:
     def _attach_blurred(self, labels: NDArray[np.int64], candidates: Sequence[_Candidate]) -> None:
         """Give blurred faces that are alone to the group that they are clearly nearest to."""
         sizes = np.bincount(labels, minlength=len(labels))
-        alone = np.flatnonzero((sizes[labels] == 1) & ~self._named & (self._sharpness < ATTACH_SHARPNESS))
-        faces = [_Candidate(face, self._embeddings[face], {int(self._photos[face])}, False) for face in alone.tolist()]
+        alone = np.flatnonzero((sizes[labels] == 1) & ~self._named & (self._sharpness < SHARP))
+        faces = [
+            _Candidate(face, self._embeddings[face], {int(self._photos[face])}, False, False) for face in alone.tolist()
+        ]
         limit = self._scale.blurred_limit(len(candidates))
         for _, index, owner in sorted(_clearly_nearest(faces, candidates, limit, self._scale.margin)):
             face, person = faces[index], candidates[owner]
