@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +24,12 @@ from facefix.album import (
 from facefix.choices import BackendChoice, ModelChoice, choose_backend, choose_model
 from facefix.device import choose_device
 from facefix.faces.backends import Backend
-from facefix.finish import Finisher, settled
+from facefix.finish import Finisher, OutputError, settled
 from facefix.index import bounded_map, cpu_pool, look_into, why_failed
 from facefix.photos import atomic
 from facefix.photos.ledger import IndexedPhoto, Ledger, PhotoOutcome
 from facefix.photos.lock import locked
-from facefix.photos.scan import ScannedPhoto
+from facefix.photos.scan import ScannedPhoto, printable
 from facefix.plan import Found, People, PhotoTask, find_people, in_working_order, make_task
 from facefix.progress import Progress, Silent
 from facefix.restore import RestorePhase, Stop
@@ -99,13 +100,22 @@ def survey_album(request: Request, settings: Settings, options: Options | None =
 
 @contextmanager
 def output_folder(output: Path, wait_seconds: float) -> Iterator[Ledger]:
-    """Lock an output folder, open its ledger, and clean up after a run that was killed."""
-    with locked(output, wait_seconds), Ledger.open(output) as ledger:
-        if not ledger.noted("clean", True):
-            atomic.remove_leftovers(output)
-        ledger.note("clean", False)
-        yield ledger
-        ledger.note("clean", True)
+    """Lock an output folder, open its ledger, and clean up after a run that was killed.
+
+    Raises OutputError when the ledger cannot be written any more.
+    """
+    try:
+        with locked(output, wait_seconds), Ledger.open(output) as ledger:
+            if not ledger.noted("clean", True):
+                atomic.remove_leftovers(output)
+            ledger.note("clean", False)
+            yield ledger
+            ledger.note("clean", True)
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"output {output}: the ledger in it cannot be written any more: {error}; "
+            "free some space or choose another output folder, then run the same again"
+        ) from error
 
 
 class Run:
@@ -154,11 +164,11 @@ class Run:
             found = self.ledger.indexed(digest, self.backend.key, str(item.path))
             if isinstance(item, ScannedPhoto):
                 if found is None:
-                    self.problems.append(Problem(item.path, item.relative, why[paths[digest]]))
+                    self.problems.append(Problem(item.path, item.relative, _why(item.path, paths[digest], why)))
                 else:
                     photos[item] = found
             elif found is None:
-                self.bad_portraits[item.path] = why[paths[digest]]
+                self.bad_portraits[item.path] = _why(item.path, paths[digest], why)
             else:
                 portraits[item] = found
         return Found(photos, portraits)
@@ -288,3 +298,10 @@ class Run:
         if worker.statistics.faces:
             known = self.ledger.noted("seconds_per_face", {})
             self.ledger.note("seconds_per_face", known | {self.model.recipe: phase.seconds / worker.statistics.faces})
+
+
+def _why(path: Path, looked_at: Path, reasons: Mapping[Path, str]) -> str:
+    """Why nothing is known of a file, whose content was looked at under ``looked_at``: itself or one just like it."""
+    if looked_at not in reasons:
+        return f"{printable(path)}: changed while the run went on; the next run will take it"
+    return reasons[looked_at].replace(printable(looked_at), printable(path), 1)
