@@ -179,7 +179,7 @@ def write_people_file(path: Path, persons: Sequence[PersonEntry]) -> bool:
     by_id = dict(zip(index.ids, list(tables), strict=True))
     for key, table in by_id.items():
         if "id" not in table:
-            _put_first(table, "id", key)
+            table["id"] = key
     for person in persons:
         if person.id in by_id:
             _add_faces(by_id[person.id], found[person.id])
@@ -384,15 +384,6 @@ def _new_table(person: PersonEntry) -> Table:
     table["faces"] = _lines(person.faces)
     table.add(tomlkit.nl())
     return table
-
-
-def _put_first(table: Table, key: str, value: str) -> None:
-    rest = list(table.items())
-    for name, _ in rest:
-        table.remove(name)
-    table[key] = value
-    for name, item in rest:
-        table[name] = item
 
 
 def _add_faces(table: Table, faces: Sequence[str]) -> None:

@@ -84,6 +84,19 @@ def test_split_by_a_new_entry_gets_an_id_for_good(path: Path) -> None:
     assert people.next_number == 4
 
 
+def test_comments_of_an_entry_without_id_stay(path: Path) -> None:
+    path.parent.mkdir()
+    entry = '[[person]]\n# the twin\nexclude = true  # she asked\n# of 1950\nfaces = ["a.jpg#0"]\n'
+    written = entry + "\n\n# the end\n[ignore]\nfaces = []\n"
+    path.write_text(written)
+    assert write_people_file(path, [BERT])
+    lines = path.read_text().splitlines()
+    for line in filter(None, written.splitlines()):
+        assert line in lines
+    people = PeopleFile.read(path)
+    assert people.persons == (PersonEntry("p1", exclude=True, faces=("a.jpg#0",)), BERT)
+
+
 def test_merged_faces_stay_where_they_were_written(path: Path) -> None:
     write_people_file(path, [ANNA, BERT])
     replaced(path, "merge = []", 'merge = ["p2"]')

@@ -1,0 +1,99 @@
+"""From the contact sheet to the outputs and back: corrections by hand, names in XMP, undo, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from albums import Borrow, make_portraits, old_photo
+from PIL import Image
+
+from facefix.faces.backends import Backend, load_backend
+from facefix.job import Options, Request, restore_album, survey_album
+from facefix.photos.ledger import FaceOutcome, Ledger
+from facefix.report.contact_sheet import write_people_page
+from facefix.settings import Settings
+from facefix.takeback import take_back
+
+REGION = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:mwg-rs="http://www.metadataworkinggroup.com/schemas/regions/" '
+    b'xmlns:stArea="http://ns.adobe.com/xmp/sType/Area#"><mwg-rs:Regions rdf:parseType="Resource"><mwg-rs:RegionList>'
+    b'<rdf:Bag><rdf:li><rdf:Description mwg-rs:Name="Daniel" mwg-rs:Type="Face"><mwg-rs:Area stArea:x="0.5" '
+    b'stArea:y="0.5" stArea:w="0.6" stArea:h="0.6"/></rdf:Description></rdf:li></rdf:Bag></mwg-rs:RegionList>'
+    b"</mwg-rs:Regions></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+CORRECTED = """\
+next = 9
+[[person]]
+id = "p7"
+name = "Aunt Ann"
+faces = ["ann.jpg#0", "@refs/ann/0.png#0"]
+[[person]]
+exclude = true  # she asked for it
+faces = ["bea.jpg#0", "@refs/bea/0.png#0"]
+"""
+
+
+@pytest.fixture(scope="module")
+def backend() -> Backend:
+    return load_backend("dlib")
+
+
+def outcomes(out: Path) -> dict[str, FaceOutcome]:
+    with Ledger.snapshot(out) as ledger:
+        return {str(photo.relative): face for photo in ledger.photos() for face in photo.faces}
+
+
+def test_corrections_are_honoured_and_can_be_taken_back(tmp_path: Path, backend: Backend) -> None:
+    album, out = tmp_path / "album", tmp_path / "out"
+    album.mkdir()
+    for person in ("ann", "bea"):
+        old_photo(person, 0).save(album / f"{person}.jpg", quality=90)
+    old_photo("dan", 0).save(album / "dan.jpg", quality=90, xmp=REGION)
+    make_portraits(tmp_path / "refs", ("ann", "bea"))
+    request = Request((album,))
+    settings = Settings.load({"output": out, "refs": tmp_path / "refs", "faces": "dlib", "restore": "all"})
+
+    def options() -> Options:
+        return Options(backend=backend, restorer=Borrow())
+
+    page = write_people_page(survey_album(request, settings, options()))
+    people_file = out / "people.toml"
+    text = people_file.read_text()
+    assert "Daniel" in text, "named by the region in the photo's XMP"
+    assert "Daniel" in page.read_text()
+
+    assert all(f'"{label}#0"' in text for label in ("ann.jpg", "bea.jpg", "dan.jpg", "@refs/ann/0.png"))
+    people_file.write_text(CORRECTED)
+
+    summary = restore_album(request, settings, options())
+    assert summary.statuses["restored"] == 2
+    found = outcomes(out)
+    assert found["ann.jpg"].person == "Aunt Ann"
+    assert [Path(note.path).parent.name for note in found["ann.jpg"].references] == ["ann"]
+    assert (found["bea.jpg"].verdict, found["bea.jpg"].reason) == ("kept", "excluded in people.toml")
+    assert (out / "bea.jpg").read_bytes() == (album / "bea.jpg").read_bytes()
+    assert found["dan.jpg"].person == "Daniel"
+    report = (out / "facefix-report" / "index.html").read_text()
+    assert "Aunt Ann" in report
+    assert "she asked for it" in people_file.read_text()
+    for _ in range(2):
+        write_people_page(survey_album(request, settings, options()))
+        completed = people_file.read_text()
+        assert "exclude = true  # she asked for it" in completed
+        assert [completed.count(f'id = "p{number}"') for number in (7, 9, 10)] == [1, 1, 1]
+        assert completed.count('name = "Daniel"') == 1
+
+    (album / "ann.jpg").rename(tmp_path / "ann.jpg")
+    (taken,) = take_back([out / "ann.jpg"])
+    assert taken.undone is not None and not taken.undone.exact
+    (tmp_path / "ann.jpg").rename(album / "ann.jpg")
+    undone = (out / "ann.jpg").read_bytes()
+    assert restore_album(request, settings, options()).already_done == 3
+    assert (out / "ann.jpg").read_bytes() == undone, "the next run leaves it so"
+    with Image.open(out / "dan.jpg") as image:
+        assert b"Daniel" in image.info["xmp"], "the names that were there stay"
+    (out / "ann.jpg").unlink()
+    assert restore_album(request, settings, options()).statuses["restored"] == 1
