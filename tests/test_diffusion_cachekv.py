@@ -52,6 +52,21 @@ def test_without_references_it_is_plain_self_attention() -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_copies_of_a_batch_part_ways_at_the_first_attention(pipeline: ReFLDMPipeline) -> None:
+    """A guidance pair computed from one batch equals the pair spelled out."""
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.randn(3, 16, 8, 8, generator=generator)
+    with torch.no_grad():
+        cache = reference_pass(pipeline.unet, torch.randn(2, 8, 8, 8, generator=generator))
+        branches = [Branch(slice(0, 3), cache, copies=2), Branch(slice(3, 6), cache)]
+        timesteps = torch.tensor([5, 500, 999])
+        pair = denoise(pipeline.unet, sample, timesteps, branches, copies=2)
+        spelled_out = denoise(pipeline.unet, sample.repeat(2, 1, 1, 1), timesteps.repeat(2), branches)
+    assert pair.shape == (6, 8, 8, 8)
+    assert golden.relative_rms(pair, spelled_out) <= 1e-5
+    assert not torch.allclose(pair[:3], pair[3:], atol=1e-3)
+
+
 def test_joined_attention_is_the_definition(pipeline: ReFLDMPipeline) -> None:
     """Fused parts merged by their log-sum-exp equal softmax over own and n copied reference tokens."""
     generator = torch.Generator().manual_seed(3)

@@ -17,12 +17,11 @@ log-sum-exp.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -135,30 +134,8 @@ class Branch:
     """the cache counts as this many identical copies of itself"""
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """The current pass is a reference pass: every layer leaves its keys and values here."""
-
-    layers: dict[str, KeyValue]
-    last_layer: str
-
-
-class _AllRecorded(Exception):
-    """The last attention layer of a reference pass has left its keys and values: what follows would be thrown away."""
-
-
-# What the attention layers do in the current thread or task; the default is plain self-attention. A context variable
-# belongs to the calling context, so calls in flight on one model in several threads do not see each other.
-_mode: ContextVar[_Record | tuple[Branch, ...]] = ContextVar("facefix_attention_mode", default=())
-
-
-@contextmanager
-def _attention_mode(mode: _Record | tuple[Branch, ...]) -> Iterator[None]:
-    token = _mode.set(mode)
-    try:
-        yield
-    finally:
-        _mode.reset(token)
+Recorded = dict[str, KeyValue]
+"""where the layers of a reference pass leave their keys and values"""
 
 
 def attention_layers(unet: UNet2DModel) -> dict[str, Attention]:
@@ -212,31 +189,38 @@ def reference_pass(
     batch, count = per_row.shape[:2]
     flat = per_row.flatten(0, 1)  # (B N, 8, h, w)
     padding = unet.config.in_channels - flat.shape[1]
-    record = _Record({}, last_layer=next(reversed(attention_layers(unet))))
-    with _attention_mode(record), suppress(_AllRecorded):
-        unet(F.pad(flat, (0, 0, 0, 0, 0, padding)), 0)
-    if not record.layers:
+    recorded: Recorded = {}
+    _forward(unet, F.pad(flat, (0, 0, 0, 0, 0, padding)), 0, recorded=recorded)
+    if not recorded:
         raise UsageError("reference_pass: expected a denoiser prepared by install_cachekv(), found another processor")
     # (B N, T, C) -> (B, N T, C)
     layers = {
         name: (k.reshape(batch, -1, k.shape[-1]), v.reshape(batch, -1, v.shape[-1]))
-        for name, (k, v) in record.layers.items()
+        for name, (k, v) in recorded.items()
     }
     return ReferenceCache(layers, count, encoding, sources)
 
 
 def denoise(
-    unet: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor | int, branches: Sequence[Branch] = ()
+    unet: UNet2DModel,
+    sample: torch.Tensor,
+    timestep: torch.Tensor | int,
+    branches: Sequence[Branch] = (),
+    *,
+    copies: int = 1,
 ) -> torch.Tensor:
     """The denoiser's prediction, each row of the batch reading its branch's references.
 
     :param sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis.
     :param timestep: one for all, or (B,).
-    :param branches: rows that no branch names attend to themselves only.
-    :returns: (B, 8, h, w).
+    :param branches: rows of the result that no branch names attend to themselves only.
+    :param copies: the batch stands for this many copies of itself, one after the other, that differ in what they read
+        only. What comes before the first attention layer is then computed once for all of them.
+    :returns: (copies B, 8, h, w).
     """
-    with _attention_mode(tuple(branch for branch in branches if branch.cache is not None)):
-        prediction: torch.Tensor = unet(sample, timestep).sample
+    reading = tuple(branch for branch in branches if branch.cache is not None)
+    prediction = _forward(unet, sample, timestep, branches=reading, copies=copies)
+    assert prediction is not None
     return prediction
 
 
@@ -247,10 +231,74 @@ def with_references(
     return denoise(unet, sample, timestep, (Branch(slice(None), cache),))
 
 
+def _forward(
+    unet: UNet2DModel,
+    sample: torch.Tensor,
+    timestep: torch.Tensor | int,
+    *,
+    branches: tuple[Branch, ...] = (),
+    copies: int = 1,
+    recorded: Recorded | None = None,
+) -> torch.Tensor | None:
+    """``UNet2DModel.forward`` over the model's own blocks, with what its attention layers are to read passed along.
+
+    diffusers' own forward has no way to hand anything to the attention of the middle and upper blocks. Passing it
+    along instead of leaving it in the model is what lets calls in several threads share one model. It also lets copies
+    of the batch part ways at the first attention layer, and a reference pass end at the last one: it returns None.
+    """
+    rows = sample.shape[0]
+    timesteps = torch.as_tensor(timestep, device=sample.device).expand(rows)
+    embedding = unet.time_embedding(unet.time_proj(timesteps).to(sample.dtype))  # (B, 4 C)
+    last_layer = next(reversed(attention_layers(unet).values())) if recorded is not None else None
+
+    def attend(layer: Attention, hidden: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = layer(hidden, branches=branches, recorded=recorded)
+        return attended
+
+    hidden = unet.conv_in(sample)
+    skips = [hidden]
+    for block in unet.down_blocks:
+        for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
+            hidden = resnet(hidden, embedding)
+            if attention is not None:
+                hidden, embedding = _copied(hidden, copies * rows), _copied(embedding, copies * rows)
+                hidden = attend(attention, hidden)
+            skips.append(hidden)
+        for downsampler in block.downsamplers or ():
+            hidden = downsampler(hidden)
+            skips.append(hidden)
+
+    hidden, embedding = _copied(hidden, copies * rows), _copied(embedding, copies * rows)
+    hidden = unet.mid_block.resnets[0](hidden, embedding)
+    for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
+        hidden = attend(attention, hidden)
+        hidden = resnet(hidden, embedding)
+
+    for block in unet.up_blocks:
+        for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
+            skip = _copied(skips.pop(), copies * rows)
+            hidden = resnet(torch.cat([hidden, skip], dim=1), embedding)
+            if attention is not None:
+                hidden = attend(attention, hidden)
+                if attention is last_layer:
+                    return None
+        for upsampler in block.upsamplers or ():
+            hidden = upsampler(hidden)
+
+    prediction: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+    return prediction
+
+
+def _copied(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows repeated, one copy of all after the other, until there are this many."""
+    times = count // rows.shape[0]
+    return rows if times == 1 else rows.repeat(times, *(1,) * (rows.dim() - 1))
+
+
 class CacheKVAttnProcessor:
     """diffusers attention processor: self-attention that can record its keys and values, or read references.
 
-    It holds nothing but its layer's name; what to do comes with the call (see :func:`denoise`).
+    It holds nothing but its layer's name; what to read or where to record comes with each call.
     """
 
     def __init__(self, layer: str) -> None:
@@ -263,20 +311,17 @@ class CacheKVAttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
-        **_: Any,
+        branches: tuple[Branch, ...] = (),
+        recorded: Recorded | None = None,
     ) -> torch.Tensor:
         """Self-attention over (B, C, H, W) feature maps, with residual connection."""
         batch, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (B, T, C)
         query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)  # (B, T, C)
 
-        mode = _mode.get()
-        if isinstance(mode, _Record):
-            mode.layers[self.layer] = (key, value)
-            if self.layer == mode.last_layer:
-                raise _AllRecorded
-            mode = ()
-        attended = _attend(query, key, value, attn.heads, self.layer, mode)  # (B, T, C)
+        if recorded is not None:
+            recorded[self.layer] = (key, value)
+        attended = _attend(query, key, value, attn.heads, self.layer, branches)  # (B, T, C)
 
         attended = attn.to_out[0](attended).transpose(1, 2).reshape(batch, channels, height, width)
         # The result keeps the layout of the feature map. A transposed one would send the layers after it through

@@ -181,14 +181,13 @@ class ReFLDMPipeline(DiffusionPipeline):
         sample = self._start_latents(scheduler, noise, lq_latents, start)
 
         # 4. Denoising loop
-        branches, batch_copies = self._branches(references, scale, lq_latents)
-        condition = lq_latents.repeat(batch_copies, 1, 1, 1)
+        branches, copies = self._branches(references, scale, lq_latents)
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            pair = torch.cat([scaled.repeat(batch_copies, 1, 1, 1), condition], dim=1)
+            faces = torch.cat([scaled, lq_latents], dim=1)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
-            prediction = denoise(self.unet, pair, timestep, branches).double()
-            if batch_copies == 2:
+            prediction = denoise(self.unet, faces, timestep, branches, copies=copies).double()
+            if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
             sample = scheduler.step(prediction, timestep, sample, return_dict=False)[0]

@@ -187,7 +187,7 @@ def _cache(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> ReferenceCache:
 
 
 def _pair(pipeline: ReFLDMPipeline, sample: torch.Tensor, branches: Any, copies: int) -> torch.Tensor:
-    return denoise(pipeline.unet, sample.repeat(copies, 1, 1, 1), 500, branches)
+    return denoise(pipeline.unet, sample, 500, branches, copies=copies)
 
 
 def _plain_decode(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> torch.Tensor:
