@@ -17,7 +17,7 @@ from facefix.cli import train as train
 from facefix.cli import undo as undo
 from facefix.cli.app import app, run
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 
 def main() -> None:
