@@ -135,6 +135,7 @@ class Run:
         self.recipe = base_recipe(self.model.recipe, self.backend.key, settings)
         self.identities = given_identities(self.album)
         self.summary = Summary(self.album.output, photos=len(album.photos), skipped=len(album.skipped))
+        self.summary.left_out = [(skipped.path, skipped.reason) for skipped in album.skipped]
 
     def compare_with_ledger(self) -> Work:
         """What is to be done, by what is known to be done."""
@@ -199,6 +200,10 @@ class Run:
 
     def restore(self, tasks: Sequence[PhotoTask]) -> Iterator[PhotoOutcome]:
         """Do the tasks; yields each photo once it is on disk."""
+        for skipped in self.album.skipped:
+            if skipped.failed:
+                self.summary.problems.append((skipped.path, skipped.reason))
+                self.options.progress.problem(f"{printable(skipped.path)}: {skipped.reason}")
         for path, reason in self.bad_portraits.items():
             self.summary.problems.append((path, reason))
             self.options.progress.problem(f"portrait {reason}")

@@ -24,6 +24,8 @@ class Summary:
     """found by the scan"""
     skipped: int = 0
     """files and folders that the scan left out"""
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    """those files and folders, each with the reason"""
     already_done: int = 0
     occupied: int = 0
     """left alone because something that is not as facefix wrote it is in the way"""
@@ -72,6 +74,7 @@ class Summary:
                 **{status: self.statuses[status] for status in ("restored", "enlarged", "copied", "left", "failed")},
             },
             "skipped": self.skipped,
+            "left_out": [{"path": str(path), "reason": reason} for path, reason in self.left_out],
             "people": self.people,
             "faces": {"found": self.faces, **{verdict: self.verdicts[verdict] for verdict in VERDICTS}},
             "problems": [{"path": str(path), "reason": reason} for path, reason in self.problems],

@@ -64,6 +64,7 @@ def restore(
         return _dry_run(request, settings, as_json=as_json, as_jsonl=as_jsonl, quiet=quiet)
 
     from facefix.job import Options, restore_album
+    from facefix.photos.scan import printable
     from facefix.progress import open_progress
     from facefix.restore import Stop
 
@@ -77,6 +78,9 @@ def restore(
                 progress.say(_line(outcome))
 
         summary = restore_album(request, settings, Options(progress=progress, on_photo=tell, stop=stop))
+        if verbose:
+            for path, reason in summary.left_out:
+                progress.say(f"{printable(path)}: skipped: {reason}")
     if as_json:
         print_json(summary.as_dict())
     elif not quiet and not as_jsonl:

@@ -33,6 +33,8 @@ class Skipped:
 
     path: Path
     reason: str
+    failed: bool = False
+    """it was to be looked into, and could not be: there may be photos in it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,8 @@ class _Walk:
             _check_apart(photos, self._output)
         return ScanResult(tuple(photos), tuple(sorted(self._skipped, key=lambda skipped: os.fsencode(skipped.path))))
 
-    def _skip(self, path: Path, reason: str) -> None:
-        self._skipped.append(Skipped(path, reason))
+    def _skip(self, path: Path, reason: str, *, failed: bool = False) -> None:
+        self._skipped.append(Skipped(path, reason, failed))
 
     def _check_not_output(self, folder: Path) -> None:
         """Refuse an output that is this folder, or lies where the scan of it would come."""
@@ -168,7 +170,7 @@ class _Walk:
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            self._skip(folder, f"folder cannot be read: {error.strerror or error}")
+            self._skip(folder, f"folder cannot be read: {error.strerror or error}", failed=True)
             return []
         if (status.st_dev, status.st_ino) in self._visited:
             self._skip(folder, "the same folder is scanned already (symbolic link or repeated input)")
