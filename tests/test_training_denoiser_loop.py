@@ -144,7 +144,9 @@ def test_small_compute_objectives_train(material: Path, tmp_path: Path, residual
         "decoded": {"truth": "image", "l1": 1.0, "perceptual": 0.5, "window": 6, "samples": 1},
     }
     config = configuration(material, tmp_path / "run", objective=objective)
-    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": 3})})
+    machine = config.machine.model_copy(update={"dtype": "bf16"})
+    schedule = config.schedule.model_copy(update={"steps": 3})
+    config = config.model_copy(update={"schedule": schedule, "machine": machine})
     assert train_denoiser(config).step == 3
     assert {"decoded_l1", "perceptual"} <= rows(tmp_path / "run" / "losses.csv")[-1].keys()
     index = ReFLDMPipeline.load_config(tmp_path / "run" / "model")

@@ -172,9 +172,9 @@ class DenoiserTask:
             order = torch.randperm(len(sources) * versions, generator=generator)[:count]
             picks = [(sources[int(number) % len(sources)], int(number) // len(sources)) for number in order]
             picks = [picks[number % len(picks)] for number in range(count)]
-            rows.append(torch.stack([self.bank.references[source, version] for source, version in picks]))
+            rows.append(torch.stack([self.bank.references[source, version].float() for source, version in picks]))
         empty = self.bank.references[:0, :1].expand(0, count, -1, -1, -1)
-        return (torch.stack(rows) if rows else empty).float()
+        return torch.stack(rows) if rows else empty.float()
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(count, generator=generator)
