@@ -35,6 +35,9 @@ _LANCZOS_REACH = 4
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as Pillow converts to grey."""
 
+_LARGEST_DENSITY = 1.25
+"""Crop pixels per photo pixel; a denser crop is averaged down first, so that nothing aliases."""
+
 _FAINTEST = 0.5 / 255
 """Alpha below this changes no 8-bit sample and is set to 0."""
 
@@ -177,20 +180,20 @@ def _sample(
     height, width = bottom - top, right - left
     if not height or not width:
         return np.zeros((height, width, layers.shape[2]), np.float32)
-    density = math.sqrt(abs(float(np.linalg.det(crop_from_picture[:, :2]))))  # crop pixels per picture pixel
-    samples = max(1, math.ceil(density - 0.25))
-    offsets = (np.arange(samples) + 0.5) / samples - 0.5
-    xs = (left + np.arange(width)[:, None] + offsets).reshape(-1)
-    ys = (top + np.arange(height)[:, None] + offsets).reshape(-1)
-    grid_x, grid_y = np.meshgrid(xs, ys)
+    grid_x, grid_y = np.meshgrid(left + np.arange(width), top + np.arange(height))
     places = apply(crop_from_picture, np.stack([grid_x, grid_y], axis=-1).reshape(-1, 2))
-    grid = ((2 * places + 1) / CROP_SIZE - 1).astype(np.float32).reshape(1, *grid_x.shape, 2)
+    grid = ((2 * places + 1) / CROP_SIZE - 1).astype(np.float32).reshape(1, height, width, 2)
     source = torch.from_numpy(layers).permute(2, 0, 1)[None]  # (1, C, 512, 512)
+    density = math.sqrt(abs(float(np.linalg.det(crop_from_picture[:, :2]))))  # crop pixels per picture pixel
+    if density > _LARGEST_DENSITY:
+        side = max(1, round(CROP_SIZE * _LARGEST_DENSITY / density))
+        source = torch.nn.functional.interpolate(
+            source, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+        )
     sampled = torch.nn.functional.grid_sample(
         source, torch.from_numpy(grid), mode="bicubic", padding_mode="zeros", align_corners=False
     )
-    averaged = torch.nn.functional.avg_pool2d(sampled, samples) if samples > 1 else sampled
-    return np.ascontiguousarray(averaged[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(sampled[0].permute(1, 2, 0).numpy())
 
 
 def picture_part(photo: Photo, box: tuple[int, int, int, int], scale: int) -> NDArray[np.float32]:
