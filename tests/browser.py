@@ -44,6 +44,7 @@ def chromium(profile: Path, *, dark: bool = False) -> Iterator[webdriver.Chrome]
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(driver))
     browser.set_page_load_timeout(60)
+    browser.set_script_timeout(120)
     try:
         yield browser
     finally:

@@ -101,9 +101,9 @@
     shell.filled = true;
   }
 
-  function empty(shell) {
+  function empty(shell, height) {
     if (!shell.filled || shell.contains(document.activeElement)) return;
-    shell.style.minHeight = `${shell.offsetHeight}px`;
+    shell.style.minHeight = `${height}px`;
     shell.replaceChildren();
     shell.filled = false;
   }
@@ -112,7 +112,9 @@
     for (const { target, isIntersecting } of entries) if (isIntersecting && !target.filled) fill(target);
   }, { rootMargin: "1200px" });
   const far = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) if (!isIntersecting) empty(target);
+    for (const { target, isIntersecting, boundingClientRect } of entries) {
+      if (!isIntersecting) empty(target, boundingClientRect.height);
+    }
   }, { rootMargin: "5000px" });
 
   const chosen = { person: null, verdict: "", search: "" };
