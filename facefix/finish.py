@@ -183,4 +183,4 @@ def settled(task: PhotoTask, future: Future[PhotoOutcome]) -> PhotoOutcome:
     error = future.exception()
     if isinstance(error, OutputError):
         raise error
-    return future.result() if error is None else task.failed(why_failed(error))
+    return future.result() if error is None else task.failed(why_failed(task.photo.path, error))

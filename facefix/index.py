@@ -16,6 +16,7 @@ from facefix.faces.people import index_photo
 from facefix.photos.ledger import IndexedPhoto, NamedBox
 from facefix.photos.photo import Photo, read_photo
 from facefix.photos.regions_xmp import read_regions
+from facefix.photos.scan import printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,6 +78,6 @@ def bounded_map(
             future.cancel()
 
 
-def why_failed(error: BaseException) -> str:
-    """An error in words for the record of one photo; unexpected kinds say what they are."""
-    return str(error) if isinstance(error, FacefixError) else f"{type(error).__name__}: {error}"
+def why_failed(path: Path, error: BaseException) -> str:
+    """An error in words for the record of the photo at ``path``; unexpected kinds say what they are."""
+    return str(error) if isinstance(error, FacefixError) else f"{printable(path)}: {type(error).__name__}: {error}"

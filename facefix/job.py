@@ -267,7 +267,7 @@ class Run:
             if self.options.stop:
                 break
             if (error := future.exception()) is not None:
-                why[path] = why_failed(error)
+                why[path] = why_failed(path, error)
             else:
                 self.ledger.record_index(future.result(), self.backend.key)
             if time.monotonic() - committed > COMMIT_SECONDS:

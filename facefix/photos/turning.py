@@ -59,8 +59,11 @@ def stored_box(box: Box, orientation: int | None, upright_size: tuple[int, int])
 
 
 def contiguous(pixels: NDArray[Any]) -> NDArray[Any]:
-    """``pixels`` in C order, copied only where needed."""
-    return np.ascontiguousarray(pixels)
+    """``pixels`` in C order with no negative stride, copied only where needed.
+
+    NumPy calls a one pixel wide view contiguous whatever its strides; torch and Pillow do not.
+    """
+    return pixels.copy() if min(pixels.strides) < 0 else np.ascontiguousarray(pixels)
 
 
 def _steps(orientation: int | None) -> tuple[bool, bool, bool]:
