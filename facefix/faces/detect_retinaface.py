@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from facefix.faces.face import Detection
 CONFIDENCE_FLOOR = 0.7
 """The package's own default."""
 _NMS_IOU = 0.4
+_MAX_ENLARGEMENT = 2.0
 _MAX_SIDE = 1600
 """Photos are searched at up to this length of their longer side."""
 
@@ -52,8 +55,8 @@ class RetinaFaceDetector:
 
     def detect(self, rgb: NDArray[np.uint8]) -> list[Detection]:
         """Faces of a photo (H, W, 3), best first. Confidence is the network's probability, in steps of 0.01."""
-        # The package scales by max_size whatever the size of the photo; for a small one that is an enlargement.
-        found = self._model.predict_jsons(rgb, confidence_threshold=CONFIDENCE_FLOOR, nms_threshold=_NMS_IOU)
+        model = self._sized_for(max(rgb.shape[:2]))
+        found = model.predict_jsons(rgb, confidence_threshold=CONFIDENCE_FLOOR, nms_threshold=_NMS_IOU)
         detections = [
             Detection(
                 (float(face["bbox"][0]), float(face["bbox"][1]), float(face["bbox"][2]), float(face["bbox"][3])),
@@ -64,6 +67,18 @@ class RetinaFaceDetector:
             if face["bbox"]  # "no face" is an entry without a box
         ]
         return without_overlaps(detections)
+
+    def _sized_for(self, longer_side: int) -> Any:
+        """The model with the size at which a photo is searched; the package has one size for all, and would enlarge a
+        small photo to it. The copy shares the network, so threads do not disturb each other."""
+        import albumentations  # type: ignore[import-untyped]
+
+        model = copy.copy(self._model)
+        model.max_size = min(_MAX_SIDE, round(longer_side * _MAX_ENLARGEMENT))
+        model.transform = albumentations.Compose(
+            [albumentations.LongestMaxSize(max_size=model.max_size, p=1), albumentations.Normalize(p=1)]
+        )
+        return model
 
 
 def _read_state(weights: Path) -> dict[str, torch.Tensor]:

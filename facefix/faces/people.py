@@ -17,7 +17,7 @@ from facefix.faces.detect import turned_back
 from facefix.faces.embed import IdentityScale
 from facefix.faces.face import Detection, Face
 from facefix.faces.grouping import Constraints, Vectors, group, neighbours_below
-from facefix.faces.quality import assess
+from facefix.faces.quality import assess, roll_of
 from facefix.faces.references import centroid, choose_references
 
 __all__ = ["centroid", "choose_references", "group_faces", "index_photo"]
@@ -61,8 +61,8 @@ class UprightPhoto(Protocol):
 def index_photo(photo: UprightPhoto, backend: Backend) -> list[Face]:
     """The faces of a photo, left to right, with embedding and quality.
 
-    Where nothing is found and the file does not say which way is up, the photo is also tried turned by 90, 270 and 180
-    degrees; faces come back in coordinates of the photo as read.
+    Where the file does not say which way is up, and nothing is found or only faces that lie on their side, the photo is
+    also tried turned by 90, 270 and 180 degrees; faces come back in coordinates of the photo as read.
     """
     detections = _detect(photo, backend)
     detections.sort(key=lambda detection: (detection.box[0] + detection.box[2], detection.box[1]))
@@ -83,15 +83,20 @@ def index_photo(photo: UprightPhoto, backend: Backend) -> list[Face]:
 
 def _detect(photo: UprightPhoto, backend: Backend) -> list[Detection]:
     found = backend.detector.detect(photo.pixels)
-    if found or photo.orientation is not None:
+    if photo.orientation is not None or not _lies_on_its_side(found):
         return found
     height, width = photo.pixels.shape[:2]
     for quarter_turns in (1, 3, 2):
-        turned = np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns))
-        found = backend.detector.detect(turned)
-        if found:
-            return [turned_back(detection, quarter_turns, width, height) for detection in found]
-    return []
+        turned = np.rot90(photo.pixels, quarter_turns).copy()
+        there = [turned_back(face, quarter_turns, width, height) for face in backend.detector.detect(turned)]
+        found = max(found, there, key=lambda faces: sum(face.confidence for face in faces))
+    return found
+
+
+def _lies_on_its_side(found: Sequence[Detection]) -> bool:
+    """Whether a photo may be turned: no face was found, or those that were are mostly turned themselves."""
+    turned = sum(abs(roll_of(face.landmarks)) > 45 for face in found)
+    return 2 * turned >= len(found)
 
 
 def group_faces(
