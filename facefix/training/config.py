@@ -191,6 +191,8 @@ class Objective(Section):
     high_timesteps: Positive = 1.0
     """t = 1000 u^(1/this): 1 is uniform, larger values favour the noisiest timesteps"""
     lq_dropout: Probability = 0.1
+    lq_pooled: Probability = 0.0
+    """share of LQ latents averaged over 8 x 8 places: only the references can tell who that is"""
     decoded: DecodedLosses = DecodedLosses()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel, VQModel
 from torch import Tensor, nn
 
@@ -111,7 +112,8 @@ class DenoiserTask:
         batch = self._draw(self.inside, self.config.schedule.batch, generator)
         objective = self.config.objective
         keep = (torch.rand(len(batch.faces), generator=generator) >= objective.lq_dropout).to(self.device)
-        lq = batch.degraded * keep.view(-1, 1, 1, 1)
+        pooled = (torch.rand(len(batch.faces), generator=generator) < objective.lq_pooled).to(self.device)
+        lq = torch.where(pooled.view(-1, 1, 1, 1), _pooled(batch.degraded), batch.degraded) * keep.view(-1, 1, 1, 1)
         clean = (batch.good - lq if objective.residual else batch.good) / self.latent_scale
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         timesteps = self._timesteps(len(clean), generator)
@@ -295,6 +297,12 @@ class DenoiserTask:
         pipeline = self.pipeline(unet)
         pipeline.register_modules(autoencoder=autoencoder)
         pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _pooled(latents: Tensor) -> Tensor:
+    """Latents averaged over squares of 8 x 8 places (or the whole), at their size again."""
+    side = max(1, latents.shape[-1] // 8)
+    return F.interpolate(F.adaptive_avg_pool2d(latents, side), size=latents.shape[2:], mode="bilinear")
 
 
 def _repeated(cache: ReferenceCache, times: int) -> ReferenceCache:

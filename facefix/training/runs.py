@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,14 +74,14 @@ class RunFolder:
                 path.write_text("".join(lines[:1] + kept), encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float], name: str = "losses.csv") -> None:
-        """Append a row; columns of the first row stay, missing values are left empty."""
+        """Append a row. A loss that comes later in a run becomes a new column; missing values are left empty."""
         path = self.path / name
-        new = not path.exists()
-        columns = ["step", *values] if new else path.read_text(encoding="utf-8").split("\n", 1)[0].strip().split(",")
+        columns = _header(path) or ["step"]
+        if added := [key for key in values if key not in columns]:
+            columns = [*columns, *added]
+            _widen(path, columns)
         with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-            if new:
-                writer.writeheader()
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writerow({"step": step, **{key: f"{value:.6g}" for key, value in values.items()}})
 
     def plot(self) -> None:
@@ -107,6 +108,28 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         save_sheet(path, rows)
         return path
+
+
+def _header(path: Path) -> list[str]:
+    """Columns of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _widen(path: Path, columns: list[str]) -> None:
+    """Write the file anew with more columns."""
+    rows: list[dict[str, str]] = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
 
 
 def save_sheet(path: Path, rows: Sheet) -> None:
