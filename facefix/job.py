@@ -21,7 +21,7 @@ from facefix.album import (
     open_album,
     with_digests,
 )
-from facefix.choices import BackendChoice, ModelChoice, choose_backend, choose_model
+from facefix.choices import BackendChoice, ModelChoice, choose_backend, choose_model, no_model
 from facefix.device import choose_device
 from facefix.faces.backends import Backend
 from facefix.finish import Finisher, OutputError, settled
@@ -85,12 +85,17 @@ def restore_album(request: Request, settings: Settings, options: Options | None 
         return run.finish()
 
 
-def survey_album(request: Request, settings: Settings, options: Options | None = None) -> Survey:
-    """Everything up to the first restoration, writing nothing: faces, people, references, and what would be done."""
+def survey_album(
+    request: Request, settings: Settings, options: Options | None = None, *, needs_model: bool = True
+) -> Survey:
+    """Everything up to the first restoration, writing nothing: faces, people, references, and what would be done.
+
+    Without ``needs_model`` no restoration model need be installed; what earlier runs did then counts as not done.
+    """
     options = options or Options()
     album = open_album(request.inputs, request.listed, settings)
     with Ledger.snapshot(album.output) as ledger, cpu_pool(settings.cpu_threads) as pool:
-        run = Run(album, settings, options, ledger, pool)
+        run = Run(album, settings, options, ledger, pool, None if needs_model else no_model())
         work = run.compare_with_ledger()
         found = run.look_into_photos(work, everything=True)
         people = run.find_people(found)
@@ -122,7 +127,13 @@ class Run:
     """The steps of one run, in the order `restore_album` calls them; each takes what the last one gave."""
 
     def __init__(
-        self, album: Album, settings: Settings, options: Options, ledger: Ledger, pool: ThreadPoolExecutor
+        self,
+        album: Album,
+        settings: Settings,
+        options: Options,
+        ledger: Ledger,
+        pool: ThreadPoolExecutor,
+        model: ModelChoice | None = None,
     ) -> None:
         self.settings, self.options, self.ledger, self.pool = settings, options, ledger, pool
         self.started = time.perf_counter()
@@ -131,7 +142,7 @@ class Run:
         """photos that cannot be read"""
         self.bad_portraits = {problem.path: problem.reason for problem in unreadable}
         self.backend: BackendChoice = choose_backend(settings, options.backend)
-        self.model: ModelChoice = choose_model(settings, ledger, options.restorer)
+        self.model: ModelChoice = model or choose_model(settings, ledger, options.restorer)
         self.recipe = base_recipe(self.model.recipe, self.backend.key, settings)
         self.identities = given_identities(self.album)
         self.summary = Summary(self.album.output, photos=len(album.photos), skipped=len(album.skipped))
@@ -190,7 +201,9 @@ class Run:
                 continue
             task = make_task(photo, found.photos[photo], people, self.recipe)
             row = done.get(photo.relative)
-            if row is not None and photo in work.doubtful and row.recipe == task.recipe:
+            # who is in a photo may have been forgotten since: it is not done again without references because of it
+            forgotten = any(face.embedding is None for face in found.photos[photo].faces)
+            if row is not None and photo in work.doubtful and (forgotten or row.recipe == task.recipe):
                 confirmed.append(photo.relative)
             else:
                 tasks.append(task)
