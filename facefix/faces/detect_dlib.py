@@ -22,6 +22,9 @@ SCORE_FLOOR = 0.5
 SURE_SCORE = 0.8
 """Least score of a face whose landmarks cannot be found, such as a profile."""
 
+UNSETTLED_CONFIDENCE = 0.5
+"""Factor of the confidence of such a face."""
+
 MAX_ENLARGEMENT = 2.0
 """Photos are searched at up to twice their size, so that faces of about 35 px are found."""
 WORKING_PIXELS = 6_000_000
@@ -75,14 +78,22 @@ class DlibDetector:
         self._predictor = dlib.shape_predictor(str(predictor_path))
 
     def detect(self, rgb: NDArray[np.uint8]) -> list[Detection]:
-        """Faces of a photo (H, W, 3), best first. Confidence is the network's score, cut to 0..1."""
+        """Faces of a photo (H, W, 3), best first. Confidence is the network's score, cut to 0..1.
+
+        Where no landmarks are found although the network is sure, it is a profile, or lies on its side: then the points
+        are those of an upright frontal face in the box, and the confidence is lower.
+        """
         boxes, scores = self._search(rgb)
         found = []
         for index in keep_best(boxes, np.argsort(-scores, kind="stable")):
-            landmarks = self._landmarks(rgb, _voted_box(boxes, scores, index), float(scores[index]))
+            box, score = _voted_box(boxes, scores, index), float(scores[index])
+            landmarks = self._landmarks(rgb, box)
             if landmarks is not None:
-                found.append(Detection(_box_of(landmarks), landmarks, float(min(scores[index], 1.0))))
-        return found
+                found.append(Detection(_box_of(landmarks), landmarks, min(score, 1.0)))
+            elif score >= SURE_SCORE:
+                frontal = align.apply(align.invert(_crop_from_box(box)), align.TEMPLATE_512)
+                found.append(Detection(_box_of(frontal), frontal, min(score, 1.0) * UNSETTLED_CONFIDENCE))
+        return sorted(found, key=lambda detection: -detection.confidence)
 
     @torch.inference_mode()
     def _search(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -111,21 +122,18 @@ class DlibDetector:
         half = DETECTION_WINDOW / 2 / scale
         return np.concatenate([centres - half, centres + half], axis=1), scores
 
-    def _landmarks(self, rgb: NDArray[np.uint8], box: NDArray[np.float64], score: float) -> Landmarks | None:
-        """Five points in the photo, or None where this is not clearly a face.
+    def _landmarks(self, rgb: NDArray[np.uint8], box: NDArray[np.float64]) -> Landmarks | None:
+        """Five points in the photo, or None where the predictor does not settle.
 
         The network also responds to many faces that lie on their side, which the predictor does not know, so where it
-        does not settle upright, quarter turns are tried. Where none settles and the network is sure, it is a profile:
-        then the points are those of an upright frontal face in the box.
+        does not settle upright, quarter turns are tried.
         """
         upright = _crop_from_box(box)
         landmarks, spread = self._settle(rgb, upright, box)
         if spread > _STEADY_PX:
             turned = [self._settle(rgb, align.compose(turn, upright), box) for turn in _QUARTER_TURNS]
             landmarks, spread = min([(landmarks, spread), *turned], key=lambda result: result[1])
-        if spread <= _STEADY_PX:
-            return landmarks
-        return align.apply(align.invert(upright), align.TEMPLATE_512) if score >= SURE_SCORE else None
+        return landmarks if spread <= _STEADY_PX else None
 
     def _settle(
         self, rgb: NDArray[np.uint8], crop_from_photo: align.Matrix, box: NDArray[np.float64]
