@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -36,6 +37,7 @@ def root(
 
 def run() -> int:
     """Run the command line on ``sys.argv``; return its exit code (DESIGN: 0, 1, 2, 3, 4, 69, 75, 130, 143)."""
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged photo is named with its reason; that is enough
     try:
         code = app(prog_name="facefix", standalone_mode=False)
         return code if isinstance(code, int) else 0
