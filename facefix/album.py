@@ -100,6 +100,9 @@ def target_path(photo: ScannedPhoto, output: Path, settings: Settings) -> Path:
 
 def default_output(inputs: Sequence[Path], listed: Sequence[Path]) -> Path:
     """``ALBUM-restored`` beside the one folder given. Raises UsageError where there is no such place."""
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"input {printable(path)}: expected a photo or a folder, found nothing there")
     if len(inputs) != 1 or listed or not inputs[0].is_dir():
         raise UsageError("-o: expected an output folder, since the input is not one folder; give -o FOLDER")
     album = Path(os.path.abspath(inputs[0]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.album import digest
+from facefix.errors import WeightsUnavailable
 from facefix.faces.backends import Backend, available, load_backend, resolve_backend
 from facefix.photos.ledger import Ledger
 from facefix.restorers import Restorer
@@ -61,6 +62,10 @@ def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = No
     """The restorer given by a caller, or the model the settings name. Raises WeightsUnavailable."""
     if given is not None:
         return ModelChoice(given.name, given.recipe, lambda: given)
+    if settings.device not in ("auto", "cpu"):
+        from facefix.device import choose_device
+
+        choose_device(settings.device)  # a mistake is told before any work is done
     name = best_installed_model() if settings.model == "auto" else settings.model
     folder = find_model(name)
     recipe = digest([_weights(folder, ledger), settings.steps, settings.guidance, settings.sampler, settings.seed])
@@ -70,6 +75,15 @@ def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = No
         lambda: load_model(name, settings),
         lambda: load_model(name, settings.model_copy(update={"device": "cpu", "dtype": "fp32"})),
     )
+
+
+def no_model() -> ModelChoice:
+    """For runs that restore nothing."""
+
+    def load() -> Restorer:
+        raise WeightsUnavailable("no model was chosen for this run")
+
+    return ModelChoice("none", "none", load)
 
 
 def load_model(name: str, settings: Settings) -> Restorer:

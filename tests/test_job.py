@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from albums import PEOPLE, Borrow, group_photo, landscape, make_album, make_portraits, old_photo, portrait
 from PIL import Image
+from skimage.data import astronaut
 
 from facefix.errors import LockHeld, NotFiniteError, UsageError
 from facefix.faces.backends import Backend, load_backend
@@ -46,7 +47,8 @@ class Remembering:
         return self._once(rgb.tobytes(), self._inner.detect, rgb)
 
     def embed(self, crops: Sequence[np.ndarray]) -> Any:
-        return np.stack([self._once(crop.tobytes(), self._inner.embed, [crop])[0] for crop in crops])
+        known = [self._once(crop.tobytes(), self._inner.embed, [crop])[0] for crop in crops]
+        return np.stack(known) if known else self._inner.embed([])
 
     def _once(self, content: bytes, function: Any, argument: Any) -> Any:
         key = hashlib.sha256(content).digest()
@@ -251,7 +253,7 @@ def test_faces_that_are_small_or_good_or_alone_are_left(place: Place) -> None:
     summary = place.restore(min_face=500)
     assert summary.verdicts == {"kept": 6} and summary.statuses == {"copied": 7}
     assert "below --min-face 500" in place.outcomes()["ann0.jpg"].faces[0].reason
-    portrait("ann", side=236).save(place.album / "good.png")
+    Image.fromarray(astronaut()).save(place.album / "good.png")
     place.restore(restore="auto", output=place.folder / "auto")
     with Ledger.open(place.folder / "auto") as ledger:
         good = next(photo for photo in ledger.photos() if photo.relative.name == "good.png")
@@ -348,7 +350,7 @@ def test_several_people_in_one_photo(tmp_path: Path, backend: Backend) -> None:
 
 
 def test_a_stopped_run_goes_on_where_it_was(place: Place, tmp_path: Path) -> None:
-    make_album(place.album, photos_per_person=5)
+    make_album(place.album, photos_per_person=4)
     stop = Stop()
     seen: list[str] = []
 
@@ -360,7 +362,7 @@ def test_a_stopped_run_goes_on_where_it_was(place: Place, tmp_path: Path) -> Non
     options = place.options(stop=stop, on_photo=listen)
     summary = restore_album(Request((place.album,)), place.settings_with(threads=1), options)
     assert summary.exit_code() == 128 + signal.SIGTERM
-    assert 1 <= seen.count("restored") < 15
+    assert 1 <= seen.count("restored") < 12
     rest = place.restore()
     assert rest.already_done == len(seen) and rest.exit_code() == 0
     place.restore(output=tmp_path / "undisturbed")

@@ -46,7 +46,8 @@ def people(
 
     settings = Settings.load(flags, config=config)
     with open_progress(quiet=quiet) as progress:
-        survey = survey_album(request_of(inputs or [], files_from, null=null), settings, Options(progress=progress))
+        request = request_of(inputs or [], files_from, null=null)
+        survey = survey_album(request, settings, Options(progress=progress), needs_model=False)
         for problem in survey.problems:
             progress.problem(problem.reason)
         page = write_page(survey, progress) if html else None
