@@ -100,7 +100,7 @@ _MARGIN_OF_A_TURN = 0.1
 
 
 def _upright(found: Sequence[Detection]) -> float:
-    """Evidence that a photo is the right way up: confidence in its faces, half of it for those that lie on their side."""
+    """Evidence that a photo is the right way up: confidence in its faces, those lying on their side counting half."""
     return sum(face.confidence * (0.5 if abs(roll_of(face.landmarks)) > 45 else 1.0) for face in found)
 
 

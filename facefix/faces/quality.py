@@ -2,7 +2,12 @@
 
 Sharpness compares how much fine detail there is in the aligned crop with how much coarse detail, so that contrast and
 exposure cancel; the finest detail of all is left out because it is mostly noise, grain and JPEG blocks, whose strength
-is a number of its own. tests/bench/bench_quality.py holds the figures behind the thresholds.
+is a number of its own.
+
+Measured on 80 portraits at 512 px, 60 at 256 px, and the 80 degraded as ReF-LDM's test sets are (5th, 50th and 95th
+percentile of sharpness): clean 0.73 1.00 1.00, clean at 256 px 0.65 0.88 1.00, moderate 0.07 0.22 0.58, severe 0.03
+0.09 0.19. So the thresholds send 3 % and 2 % of the clean, 95 % of the moderate and all of the severe ones to be
+restored. Noise of clean portraits stays below 3.1 levels for 95 %.
 """
 
 from __future__ import annotations
