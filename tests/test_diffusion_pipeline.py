@@ -139,6 +139,19 @@ def test_residual_model_with_no_change_returns_the_lq_face() -> None:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_detail_that_the_autoencoder_loses_is_kept() -> None:
+    """A residual model that changes nothing gives the LQ crop back, whatever its autoencoder makes of it."""
+    lossy = tiny_pipeline(residual=True, crop_size=96)
+    exact = tiny_pipeline(residual=True, crop_size=96, keep_detail=True)
+    crop = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for pipeline in (lossy, exact):
+        torch.nn.init.zeros_(pipeline.unet.conv_out.weight)
+        torch.nn.init.zeros_(pipeline.unet.conv_out.bias)
+        pipeline.scheduler.register_to_config(prediction_type="sample", set_alpha_to_one=True)
+    assert torch.allclose(exact(crop, None, 2, output_type="pt").images, crop, atol=1e-3)
+    assert not torch.allclose(lossy(crop, None, 2, output_type="pt").images, crop, atol=0.1)
+
+
 def test_save_and_load(pipeline: ReFLDMPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     loaded = ReFLDMPipeline.from_pretrained(tmp_path)

@@ -45,6 +45,8 @@ class ReFLDMPipeline(DiffusionPipeline):
         model was trained; ``"each"`` one by one, so that caches of single images can be composed.
     :param quantize_latents: decode through the codebook (the published model) or from the latents as they are.
     :param residual: the denoiser diffuses the difference between the HQ and the LQ latent instead of the HQ latent.
+    :param keep_detail: what comes out is the LQ crop plus the change that the model makes to it, the difference of two
+        decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a residual model.
     :param latent_scale: standard deviation of what is diffused; it is divided by this so that it has unit variance.
     :param crop_size: px of the square crops that go in and come out; by default what the denoiser works at. Where it
         differs, crops are resized on the way in and out.
@@ -69,6 +71,7 @@ class ReFLDMPipeline(DiffusionPipeline):
         reference_encoding: str = "strip",
         quantize_latents: bool = True,
         residual: bool = False,
+        keep_detail: bool = False,
         latent_scale: float = 1.0,
         crop_size: int | None = None,
         needs_references: bool = False,
@@ -93,6 +96,7 @@ class ReFLDMPipeline(DiffusionPipeline):
             reference_encoding=reference_encoding,
             quantize_latents=quantize_latents,
             residual=residual,
+            keep_detail=keep_detail,
             latent_scale=latent_scale,
             crop_size=crop_size,
             needs_references=needs_references,
@@ -170,7 +174,8 @@ class ReFLDMPipeline(DiffusionPipeline):
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         start = self.config.start_timestep if start_timestep is None else start_timestep
         _check_arguments(steps, scale, start, output_type)
-        pixels = resize(to_tensor(lq, self.crop_size, argument="lq"), self.work_size).clamp(-1, 1)
+        crops = to_tensor(lq, self.crop_size, argument="lq")
+        pixels = resize(crops, self.work_size).clamp(-1, 1)
 
         # 2. Encode the LQ faces
         lq_latents = self._encode(pixels)
@@ -199,7 +204,18 @@ class ReFLDMPipeline(DiffusionPipeline):
         result = (sample * self.config.latent_scale).float()
         if self.config.residual:
             result = result + lq_latents.float()
-        return ImagePipelineOutput(images=self._output(result, output_type))
+        _require_finite(result, self.unet.dtype)
+        if output_type == "latent":
+            return ImagePipelineOutput(images=result)
+        images = torch.cat([self.decode(row) for row in result.split(1)])
+        if self.config.keep_detail:
+            unchanged = torch.cat([self.decode(row) for row in lq_latents.split(1)])
+            images = crops.to(images.device) + images - unchanged
+        _require_finite(images, self.autoencoder.dtype)
+        images = images.clamp(-1, 1)
+        if output_type == "pil":
+            return ImagePipelineOutput(images=tensor_to_pil(images, nearest=self.config.round_pixels))
+        return ImagePipelineOutput(images=images)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) images of (B, 8, h, w) latents, about in [-1, 1], not clamped, S = ``crop_size``."""
@@ -277,15 +293,6 @@ class ReFLDMPipeline(DiffusionPipeline):
             if key not in self._null_caches:
                 self._null_caches[key] = reference_pass(self.unet, like.new_zeros(1, *like.shape[1:]))
             return self._null_caches[key]
-
-    def _output(self, latents: torch.Tensor, output_type: OutputType) -> Any:
-        _require_finite(latents, self.unet.dtype)
-        if output_type == "latent":
-            return latents
-        images = torch.cat([self.decode(row) for row in latents.split(1)])
-        _require_finite(images, self.autoencoder.dtype)
-        images = images.clamp(-1, 1)
-        return images if output_type == "pt" else tensor_to_pil(images, nearest=self.config.round_pixels)
 
 
 def _check_arguments(steps: int, scale: float, start_timestep: int | None, output_type: str) -> None:
