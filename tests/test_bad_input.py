@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import random
-import resource
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -123,10 +124,22 @@ def restore(*arguments: object, model: Path, wrapper: tuple[str, ...] = ()) -> F
         text=True,
         errors="replace",
     ) as process:
+        peak, ended = [0], threading.Event()
+        watcher = threading.Thread(target=watch_memory, args=(process.pid, peak, ended))
+        watcher.start()
         stdout, stderr = process.communicate(timeout=900)
+        ended.set()
+        watcher.join()
     seconds = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return Finished(process.returncode, stdout, stderr, peak, seconds)
+    return Finished(process.returncode, stdout, stderr, peak[0], seconds)
+
+
+def watch_memory(pid: int, peak: list[int], ended: threading.Event) -> None:
+    """Keep the highest resident memory of a process (what wait() tells counts its parent's before the exec)."""
+    while not ended.wait(0.1):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            peak[0] = max([peak[0], *(int(kib) * 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status))])
 
 
 def no_partial_files(output: Path) -> bool:
@@ -200,7 +213,7 @@ def test_faces_among_the_damage_are_found(finished: Run) -> None:
 
 def test_bombs_do_not_fill_the_memory(finished: Run) -> None:
     _, _, done, _ = finished
-    assert done.peak_bytes < MAX_MEMORY_BYTES
+    assert 0 < done.peak_bytes < MAX_MEMORY_BYTES
 
 
 def test_a_second_run_tries_only_the_failures_again(finished: Run, model: Path) -> None:
