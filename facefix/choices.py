@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from facefix.album import digest
 from facefix.errors import WeightsUnavailable
@@ -98,6 +101,27 @@ def load_model(name: str, settings: Settings) -> Restorer:
     device = choose_device(settings.device)
     sampling = SamplingSettings(settings.steps, settings.guidance, settings.sampler, settings.seed)
     return restorers.load(name, device=device, dtype=choose_dtype(settings.dtype, device), settings=sampling)
+
+
+def estimate_seconds_per_face(restorer: Restorer, references: int) -> float:
+    """Time one face on this device. Of a diffusion model only three steps are run; the others take as long."""
+    from facefix.restorers.refldm import ReFLDMRestorer
+
+    crop = np.full((restorer.crop_size, restorer.crop_size, 3), 128, np.uint8)
+    prepared = restorer.prepare([crop] * references) if references else None
+
+    def seconds(model: Restorer) -> float:
+        start = time.perf_counter()
+        model.restore([crop], prepared)
+        return time.perf_counter() - start
+
+    if not isinstance(restorer, ReFLDMRestorer):
+        return seconds(restorer)
+    few, more = (replace(restorer, settings=replace(restorer.settings, steps=steps)) for steps in (1, 3))
+    seconds(few)  # warms up
+    once = seconds(few)
+    steps = restorer.settings.steps or int(restorer.pipeline.config.default_steps)
+    return once + max(0.0, seconds(more) - once) / 2 * (steps - 1)
 
 
 def _weights(folder: Path, ledger: Ledger) -> list[tuple[str, str]]:

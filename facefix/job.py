@@ -21,7 +21,14 @@ from facefix.album import (
     open_album,
     with_digests,
 )
-from facefix.choices import BackendChoice, ModelChoice, choose_backend, choose_model, no_model
+from facefix.choices import (
+    BackendChoice,
+    ModelChoice,
+    choose_backend,
+    choose_model,
+    estimate_seconds_per_face,
+    no_model,
+)
 from facefix.device import choose_device
 from facefix.faces.backends import Backend
 from facefix.finish import Finisher, OutputError, settled
@@ -100,7 +107,8 @@ def survey_album(
         found = run.look_into_photos(work, everything=True)
         people = run.find_people(found)
         tasks = run.plan(work, found, people)
-        return Survey(run.album, work, found, people, tuple(tasks), tuple(run.problems), run.seconds_per_face())
+        seconds = run.seconds_per_face(tasks) if needs_model else None
+        return Survey(run.album, work, found, people, tuple(tasks), tuple(run.problems), seconds)
 
 
 @contextmanager
@@ -260,10 +268,15 @@ class Run:
         self.ledger.note("run", summary.as_dict())
         return summary
 
-    def seconds_per_face(self) -> float | None:
-        """As measured by earlier runs into this output with the same model."""
+    def seconds_per_face(self, tasks: Sequence[PhotoTask]) -> float | None:
+        """As measured by earlier runs into this output with the same model, else on one grey face; None: no faces."""
+        faces = [face for task in tasks for face in task.faces]
+        if not faces:
+            return None
         measured = self.ledger.noted("seconds_per_face", {}).get(self.model.recipe)
-        return None if measured is None else float(measured)
+        if measured is not None:
+            return float(measured)
+        return estimate_seconds_per_face(self.model.load(), max(len(face.references) for face in faces))
 
     def _look(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Look into photos and record what is found; returns why for those that cannot be read."""

@@ -57,6 +57,7 @@ def test_restore_from_the_first_run_to_the_second(place: Path, model: Path) -> N
     planned = facefix(*arguments, "--dry-run", "--json")
     assert planned.code == 0 and not (place / "album-restored").exists()
     assert json.loads(planned.stdout)["faces"] == {"found": 2, "to_restore": 2}
+    assert json.loads(planned.stdout)["seconds"] > 0
     people = facefix("people", place / "album", "--refs", place / "refs", "--faces", "dlib", "--json")
     found = {row["name"]: row for row in json.loads(people.stdout)["people"]}
     assert set(found) == {"ann", "bea"}

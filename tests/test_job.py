@@ -385,8 +385,8 @@ def test_a_survey_writes_nothing_and_counts(place: Place) -> None:
     assert all(row.references and row.references[0].reason for row in rows)
     place.restore()
     after = survey_album(Request((place.album,)), settings, place.options())
-    assert after.faces_to_restore == 0 and after.seconds_per_face is not None
-    assert place.restorer.faces == 6
+    assert after.faces_to_restore == 0 and after.seconds is None
+    assert survey.seconds is not None and survey.seconds > 0
 
 
 def test_corrections_by_hand_are_honoured(place: Place) -> None:
