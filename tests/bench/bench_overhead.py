@@ -116,14 +116,16 @@ def settings(output: Path, threads: int) -> Settings:
 
 
 def make_photos(folder: Path, count: int, side: int) -> None:
-    """Photos of one person in a landscape, ``side`` px, the face about a sixth of that."""
+    """Photos of one person in a landscape, ``side`` px, the face about a sixth of that; upright, as cameras say."""
     folder.mkdir()
+    upright = Image.Exif()
+    upright[0x0112] = 1
     for number in range(count):
         picture = landscape(number).resize((side, side), Image.Resampling.BICUBIC)
         person = old_photo(PEOPLE[number % len(PEOPLE)], number)
         width = round(0.37 * side)
         picture.paste(person.resize((width, width), Image.Resampling.BICUBIC), (side // 3, side // 4))
-        picture.save(folder / f"{number:04}.jpg", quality=90)
+        picture.save(folder / f"{number:04}.jpg", quality=90, exif=upright)
 
 
 def straight_loop(folder: Path, output: Path, backend: Backend) -> None:
