@@ -12,7 +12,6 @@ from lxml import etree
 from PIL import Image
 
 from facefix.errors import PhotoError
-from facefix.photos.turned_box import stored_box, upright_box
 from facefix.photos.provenance import (
     COMPOSITE,
     Provenance,
@@ -21,6 +20,7 @@ from facefix.photos.provenance import (
     strip_xmp,
     undo_identifier,
 )
+from facefix.photos.turned_box import stored_box, upright_box
 from facefix.photos.xmp import parse_packet
 
 RICH = (

@@ -27,9 +27,7 @@ def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, **config: Any) -> ReFL
             )
         )
         unet = build_unet(
-            unet_config(
-                (16, 32), layers_per_block=1, sample_size=sample_size, norm_num_groups=8, attention_head_dim=8
-            )
+            unet_config((16, 32), layers_per_block=1, sample_size=sample_size, norm_num_groups=8, attention_head_dim=8)
         )
     config = {"reference_encoding": "each", "quantize_latents": False, **config}
     pipeline = ReFLDMPipeline(autoencoder.eval(), unet.eval(), ddim_scheduler(), **config)
