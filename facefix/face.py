@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from facefix.errors import PhotoError, UsageError
+from facefix.photos import atomic
 from facefix.restorers.refldm import ReFLDMRestorer, SamplingSettings
 from facefix.weights import best_installed_model, find_model
 
@@ -74,19 +74,10 @@ def read_crop(path: Path) -> Image.Image:
 
 def write_image(image: Image.Image, output: Path) -> Path:
     """Write an image so that it appears whole or not at all."""
+    encoded = io.BytesIO()
+    image.save(encoded, format=OUTPUT_FORMATS[output.suffix.lower()])
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=".facefix-", suffix=output.suffix, dir=output.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                image.save(file, format=OUTPUT_FORMATS[output.suffix.lower()])
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).chmod(0o644)
-            Path(partial).replace(output)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-    except OSError as error:
+        atomic.write_bytes(encoded.getvalue(), output)
+    except PhotoError as error:
         raise UsageError(f"--output: expected a place that can be written, found {output}: {error}") from error
     return output
