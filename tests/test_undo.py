@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import photo_factory
 import pytest
+from exiftool import OURS, changed_by_writing, changed_fields, exiftool
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from skimage import data
@@ -90,6 +91,31 @@ def test_pixels_come_back_without_the_original(tmp_path: Path, name: str) -> Non
     assert read_provenance(read_photo(output).xmp) is None
     with pytest.raises(UsageError, match="expected an output of facefix"):
         undo.undo(output)
+
+
+def test_metadata_comes_back_without_the_original(tmp_path: Path) -> None:
+    """Nothing of our own is left in it, no empty packet either."""
+    album, out = tmp_path / "album", tmp_path / "out"
+    album.mkdir()
+    names = []
+    for name, make in FILES.items():
+        try:
+            make(album / name)
+        except pytest.skip.Exception:
+            continue
+        photo = read_photo(album / name)
+        if photo.copy_reason is None:
+            restore(photo, out, name)
+            names.append(name)
+    before, packets = exiftool(album), {name: read_photo(album / name).xmp for name in names}
+    shutil.rmtree(album)
+    for name in names:
+        undo.undo(out / name)
+        assert (read_photo(out / name).xmp is None) == (packets[name] is None), name
+    after = exiftool(out)
+    for name in names:
+        assert changed_fields(before[name], after[name]) <= changed_by_writing(name), name
+        assert not [field for field in after[name] if field.startswith(OURS)], name
 
 
 def test_original_is_copied_while_it_is_there(tmp_path: Path) -> None:

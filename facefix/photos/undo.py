@@ -168,7 +168,7 @@ def undo(photo: Path, *, stores: Iterable[Path] = (), target: Path | None = None
     for patch in record.patches:
         height, width = patch.samples.shape[:2]
         samples[patch.top : patch.top + height, patch.left : patch.left + width] = patch.samples
-    write_raster(output, replace(raster, samples=samples), target, extra_xmp=_xmp_without(output))
+    write_raster(output, replace(raster, samples=samples), target, extra_xmp=_xmp_without(output, record))
     return Undone(photo, target, len(record.patches), exact=False)
 
 
@@ -360,10 +360,11 @@ def _check_unedited(output: Photo, raster: Raster, record: Record, force: bool) 
             )
 
 
-def _xmp_without(output: Photo) -> bytes | None:
+def _xmp_without(output: Photo, record: Record) -> bytes | None:
+    """The packet without our word in it; empty where the original had none and nothing else was added since."""
     if output.xmp is None:
         return None
     try:
-        return strip_xmp(output.xmp) or serialize_packet(empty_packet())
+        return strip_xmp(output.xmp) or (serialize_packet(empty_packet()) if record.had_xmp else b"")
     except PhotoError:
         return None

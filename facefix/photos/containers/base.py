@@ -52,7 +52,7 @@ class Container(Protocol):
     def encode(self, source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         """The file with the picture replaced; all else is kept but what depends on the picture's size.
 
-        ``xmp`` takes the place of the XMP packet; None keeps it.
+        ``xmp`` takes the place of the XMP packet; None keeps it, and empty bytes leave the file without one.
         """
 
     def is_lossless(self, source: Source) -> bool:

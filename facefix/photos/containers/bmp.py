@@ -68,7 +68,7 @@ def decode(source: Source) -> Raster:
 
 def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     """Replace the rows; a file with compressed or packed pixels is written anew by Pillow."""
-    notes = ("BMP has no place for XMP",) if xmp is not None else ()
+    notes = ("BMP has no place for XMP",) if xmp else ()
     details: _Details = source.details
     if not details.in_place or source.mode not in ("RGB", "RGBA", "L", "P", "1"):
         return Encoded(_by_pillow(raster), notes)

@@ -284,18 +284,21 @@ def _with_exif_size(segment: _Segment, size: tuple[int, int]) -> _Segment:
 
 
 def _with_xmp(segments: tuple[_Segment, ...], xmp: bytes) -> tuple[tuple[_Segment, ...], tuple[str, ...]]:
-    """The packet in the place of the old one, else after the EXIF and JFIF segments that have to come first."""
+    """The packet in the place of the old one, else after the EXIF and JFIF segments that have to come first.
+
+    Empty: no packet.
+    """
     if len(_XMP) + len(xmp) > _LONGEST_PAYLOAD:
         return segments, (f"XMP of {len(xmp)} bytes is too long for a JPEG segment and was left out",)
-    fresh = _Segment(_APP1, _XMP + xmp, -1)
+    fresh = (_Segment(_APP1, _XMP + xmp, -1),) if xmp else ()
     olds = [index for index, old in enumerate(segments) if old.marker == _APP1 and old.payload.startswith(_XMP)]
     if olds:
-        return (*segments[: olds[0]], fresh, *segments[olds[0] + 1 :]), ()
+        return (*segments[: olds[0]], *fresh, *segments[olds[0] + 1 :]), ()
     leading = 0
     for index, segment in enumerate(segments):
         if segment.marker == _APP0 or (segment.marker == _APP1 and segment.payload.startswith(_EXIF)):
             leading = index + 1
-    return (*segments[:leading], fresh, *segments[leading:]), ()
+    return (*segments[:leading], *fresh, *segments[leading:]), ()
 
 
 def _mpf_entries(block: bytes) -> tuple[ifd.Layout, ifd.Entry] | None:

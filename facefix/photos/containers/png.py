@@ -204,15 +204,15 @@ def _is_xmp(chunk: _Chunk) -> bool:
 
 
 def _with_xmp(chunks: tuple[_Chunk, ...], xmp: bytes | None) -> tuple[_Chunk, ...]:
-    """The packet in the place of the old one, else before the picture."""
+    """The packet in the place of the old one, else before the picture; an empty one: none."""
     if xmp is None:
         return chunks
-    fresh = _Chunk(b"iTXt", _XMP_KEYWORD + b"\0\0\0\0\0" + xmp)
+    fresh = (_Chunk(b"iTXt", _XMP_KEYWORD + b"\0\0\0\0\0" + xmp),) if xmp else ()
     place = next((index for index, chunk in enumerate(chunks) if _is_xmp(chunk)), None)
     if place is not None:
-        return (*chunks[:place], fresh, *chunks[place + 1 :])
+        return (*chunks[:place], *fresh, *chunks[place + 1 :])
     place = next(index for index, chunk in enumerate(chunks) if chunk.kind == b"IDAT")
-    return (*chunks[:place], fresh, *chunks[place:])
+    return (*chunks[:place], *fresh, *chunks[place:])
 
 
 def _picture_only(source: Source) -> bytes:

@@ -119,7 +119,7 @@ def _tiff(raster: Raster, block: bytes | None, xmp: bytes | None) -> bytes:
     patch.set(258, [16, 16, 16])
     patch.set(273, offsets)
     patch.set(279, [len(strip) for strip in strips])
-    if xmp is not None:
+    if xmp:
         patch.set_bytes(700, xmp)
     return patch.finish()
 

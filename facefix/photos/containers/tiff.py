@@ -116,8 +116,10 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         patch.set(_ROWS_PER_STRIP, [geometry.rows])
     if geometry.compression == tiff_segments.FAX_GROUP_3 and _T4_OPTIONS in details.directory.entries:
         patch.set(_T4_OPTIONS, [0])
-    if xmp is not None:
+    if xmp:
         patch.set_bytes(_XMP, xmp)
+    elif xmp is not None:
+        patch.remove(_XMP)
     return Encoded(patch.finish())
 
 

@@ -20,6 +20,7 @@ class Patch:
         self._directory = directory
         self._free: list[tuple[int, int]] = []
         self._records: dict[int, bytes] = {}
+        self._removed: set[int] = set()
 
     def replace_bytes(self, data: bytes) -> None:
         """Take ``data``, which is as long and differs in values only, for the file."""
@@ -67,9 +68,13 @@ class Patch:
         """Give ``tag`` a value of bytes."""
         self._records[tag] = self._record(tag, _BYTE, len(value), value)
 
+    def remove(self, tag: int) -> None:
+        """Take a tag out of the directory, where it is in there."""
+        self._removed.add(tag)
+
     def finish(self) -> bytes:
         """The file with all changes. Raises ValueError when it outgrows its format's offsets."""
-        if self._records:
+        if self._records or self._removed & self._directory.entries.keys():
             self._write_directory()
         if not self._directory.layout.big and len(self._data) >= _CLASSIC_LIMIT:
             raise ValueError("the result is larger than 4 GiB, which a TIFF cannot be; use a BigTIFF")
@@ -88,6 +93,7 @@ class Patch:
         records = {
             tag: bytes(self._data[entry.record_at : entry.record_at + size])
             for tag, entry in self._directory.entries.items()
+            if tag not in self._removed
         } | self._records
         count = struct.pack(layout.order + ("Q" if layout.big else "H"), len(records))
         following = struct.pack(layout.order + layout.offset_format, self._directory.next_at)

@@ -122,7 +122,7 @@ def _kept_chunks(
             result.append((kind, payload[:4] + _canvas(raster.size)))
         elif not (kind == b"XMP " and xmp is not None):
             result.append((kind, payload))
-    if xmp is not None:
+    if xmp:
         result.append((b"XMP ", xmp))
     return _with_flags(result, source, raster)
 
@@ -137,7 +137,11 @@ def _with_flags(chunks: list[tuple[bytes, bytes]], source: Source, raster: Raste
     if b"VP8X" not in kinds:
         return [(b"VP8X", bytes([flags, 0, 0, 0]) + _canvas(raster.size)), *chunks]
     kind, payload = chunks[0]
-    return [(kind, bytes([payload[0] | flags & _XMP_FLAG]) + payload[1:]), *chunks[1:]] if kind == b"VP8X" else chunks
+    if kind != b"VP8X":
+        return chunks
+    if source.xmp is not None and len(kinds) == 2 and kinds & {b"VP8 ", b"VP8L"}:
+        return chunks[1:]  # only the packet that is gone needed it
+    return [(kind, bytes([payload[0] & ~_XMP_FLAG | flags & _XMP_FLAG]) + payload[1:]), *chunks[1:]]
 
 
 def _canvas(size: tuple[int, int]) -> bytes:
