@@ -232,6 +232,18 @@ def _pillow_heic(path: Path) -> None:
     pillow_heif.from_pillow(image).save(path, format="HEIF", quality=85, chroma=444)
 
 
+def _deep_heic(depth: int, channels: int, **options: Any) -> Make:
+    """10 or 12 bits a sample, with Display P3 by its code points, as some cameras and telephones write it."""
+
+    def make(path: Path) -> None:
+        pillow_heif = pytest.importorskip("pillow_heif")
+        mode = {1: "L;16", 3: "RGB;16", 4: "RGBA;16"}[channels]
+        image = pillow_heif.from_bytes(mode=mode, size=(160, 208), data=portrait_16bit(channels).tobytes())
+        image.save(path, quality=90, bit_depth=depth, exif=exif(6), xmp=XMP, **options)
+
+    return make
+
+
 def dng(path: Path) -> None:
     """A camera raw file: the portrait through a Bayer filter, as a linear DNG 1.4."""
     linear = (portrait().astype(np.float64) / 255) ** 2.2 * 65535
@@ -344,6 +356,10 @@ OTHERS: dict[str, Make] = {
 HEICS: dict[str, Make] = {
     "turned.heic": _heic,
     "alpha.heic": _pillow_heic,
+    "deep10.heic": _deep_heic(10, 3, color_primaries=12, transfer_characteristics=13),
+    "deep12.heic": _deep_heic(12, 3, chroma=444),
+    "deep10-alpha.heic": _deep_heic(10, 4),
+    "deep10-grey.heic": _deep_heic(10, 1),
 }
 
 ALL: dict[str, Make] = JPEGS | PNGS | TIFFS | OTHERS

@@ -114,6 +114,24 @@ def test_pillow_sees_the_same_kind_of_file(original: Path, tmp_path: Path) -> No
         assert ImageOps.exif_transpose(new).size == photo.size
 
 
+@pytest.mark.parametrize(
+    ("original", "depth"), [("deep10.heic", 10), ("deep12.heic", 12), ("deep10-alpha.heic", 10)], indirect=["original"]
+)
+def test_deep_heic_keeps_its_depth_and_colours(original: Path, depth: int, tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    photo = read_photo(original)
+    region = inverted_region(photo)
+    written = write_photo(photo, [region], tmp_path / original.name)
+    before, after = (heif.open_heif(path, convert_hdr_to_8bit=False) for path in (original, tmp_path / original.name))
+    assert (written.notes, photo.notes) == ((), ())
+    assert after.info["bit_depth"] == before.info["bit_depth"] == depth
+    assert after.info["nclx_profile"] == before.info["nclx_profile"]
+    old, new = np.asarray(before).astype(int), np.asarray(after).astype(int)
+    assert len(np.unique(new)) > 600, "more values than 8 bits have"
+    mask = outside(photo, region)
+    assert np.abs(new - old)[mask].mean() < 1.5 * 257
+
+
 @pytest.mark.parametrize("original", LOSSLESS, indirect=True)
 def test_lossless_samples_outside_stay_bit_for_bit(original: Path, tmp_path: Path) -> None:
     photo = read_photo(original)

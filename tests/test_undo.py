@@ -87,7 +87,8 @@ def test_pixels_come_back_without_the_original(tmp_path: Path, name: str) -> Non
     else:
         height, width = before.shape[:2]
         inside = np.s_[int(height * 0.3) : int(height * 0.65), int(width * 0.35) : int(width * 0.7)]
-        assert np.abs(after - before)[inside].mean() < 3 < np.abs(changed - before)[inside].mean()
+        step = 257 if name.startswith("deep") else 1  # of 16 bits, in 8-bit steps
+        assert np.abs(after - before)[inside].mean() < 3 * step < np.abs(changed - before)[inside].mean()
     assert read_provenance(read_photo(output).xmp) is None
     with pytest.raises(UsageError, match="expected an output of facefix"):
         undo.undo(output)

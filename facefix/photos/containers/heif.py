@@ -1,6 +1,7 @@
-"""HEIC and AVIF: encoded anew, with EXIF, XMP, ICC profile, chroma subsampling and rotation of the source.
+"""HEIC and AVIF: encoded anew, with EXIF, XMP, colour description, chroma subsampling and rotation of the source.
 
-ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif, AVIF through Pillow.
+ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif with 8, 10 or 12 bits a sample as the
+source has them; AVIF through Pillow, which knows 8 only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from facefix.photos import exif as exif_block
@@ -26,11 +28,20 @@ _PREFIX = b"Exif\0\0"
 _AVIF_SUBSAMPLINGS = {(1, 1): "4:2:0", (1, 0): "4:2:2", (0, 0): "4:4:4"}
 _LARGEST_SIDE = 16384
 
+_BT_601 = 6
+_MATRICES = (1, 5, _BT_601, 9)
+"""Matrix coefficients that turn RGB into luma and chroma (ITU-T H.273, table 4: BT.709, BT.601 twice, BT.2020)."""
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics of high dynamic range (ITU-T H.273, table 3)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Details:
     chroma: str | int
     bit_depth: int
+    nclx: dict[str, int] | None = None
+    """colour description by code points (ITU-T H.273), as pillow-heif has it"""
 
 
 class Heic:
@@ -48,13 +59,15 @@ class Heic:
         swapped = turning.swaps_sides(exif_block.orientation(block))
         frames = int(getattr(image, "n_frames", 1))
         notes = []
-        if info.get("bit_depth", 8) > 8:
-            notes.append(f"{info['bit_depth']} bits per sample are read, and would be written, as 8")
+        details = _Details(info.get("chroma", 420), info.get("bit_depth", 8), info.get("nclx_profile"))
+        transfer = _HDR_TRANSFERS.get((details.nclx or {}).get("transfer_characteristics", 0))
+        if transfer is not None:
+            notes.append(f"high dynamic range ({transfer}): faces are looked at and restored as if it were sRGB")
         if info.get("depth_images") or info.get("aux"):
             notes.append("depth and auxiliary pictures are not carried over")
         return Source(
             format="HEIF",
-            mode=image.mode,
+            mode=image.mode + (";16" if details.bit_depth > 8 else ""),
             size=(height, width) if swapped else (width, height),
             data=data,
             exif=block,
@@ -63,30 +76,35 @@ class Heic:
             frames=frames,
             copy_reason=f"HEIF with {frames} pictures" if frames > 1 else None,
             notes=tuple(notes),
-            details=_Details(info.get("chroma", 420), info.get("bit_depth", 8)),
+            details=details,
         )
 
     def decode(self, source: Source) -> Raster:
         """Decode with libheif."""
+        details: _Details = source.details
+        turn = exif_block.orientation(source.exif)
+        if details.bit_depth > 8:
+            return _deep_raster(source.data, turn)
         image = _heif_image(source.data)
         image.load()
-        return _raster(image, exif_block.orientation(source.exif))
+        return _raster(np.asarray(image), image.mode, turn)
 
     def encode(self, source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         """Encode with x265."""
-        import pillow_heif
-
         details: _Details = source.details
-        image = _as_image(raster)
         buffer = io.BytesIO()
-        pillow_heif.from_pillow(image).save(
+        _as_heif(raster).save(
             buffer,
             format="HEIF",
             quality=_QUALITY,
             chroma=details.chroma if details.chroma in (420, 422, 444) else 420,
+            bit_depth=details.bit_depth,
+            **_code_points(details),
             **_metadata(source, raster, xmp),
         )
-        return Encoded(buffer.getvalue())
+        written = _heif_image(buffer.getvalue()).info.get("bit_depth", 8)
+        notes = (f"{details.bit_depth} bits per sample became {written}",) if written != details.bit_depth else ()
+        return Encoded(buffer.getvalue(), notes)
 
     def is_lossless(self, source: Source) -> bool:
         """Never."""
@@ -101,7 +119,7 @@ class Avif:
         image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
         frames = image.n_frames
         details = _avif_details(data)
-        note = f"{details.bit_depth} bits per sample are read, and would be written, as 8"
+        note = f"AVIF of {details.bit_depth} bits per sample: read as 8, and written as 8 where a face is restored"
         return Source(
             format="AVIF",
             mode=image.mode,
@@ -120,7 +138,7 @@ class Avif:
         """Decode with libavif."""
         image = AvifImagePlugin.AvifImageFile(io.BytesIO(source.data))
         image.load()
-        return _raster(image, None)
+        return _raster(np.asarray(image), image.mode, None)
 
     def encode(self, source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         """Encode with libavif. Its orientation is the container's; the EXIF block is written without that tag."""
@@ -148,21 +166,58 @@ def _exif_bytes(info: dict[str | tuple[int, int], Any]) -> bytes | None:
     return block.removeprefix(_PREFIX) if block else None
 
 
-def _raster(image: Image.Image, turn: int | None) -> Raster:
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise ValueError(f"samples of mode {image.mode} are not supported")
-    samples = turning.stored(np.asarray(image), turn)
+def _raster(samples: NDArray[Any], mode: str, turn: int | None) -> Raster:
+    """Samples of one of Pillow's modes, upright, as the file's own orientation ``turn`` has them."""
+    if mode not in ("L", "LA", "RGB", "RGBA"):
+        raise ValueError(f"samples of mode {mode} are not supported")
+    samples = turning.stored(samples, turn)
     samples = samples if samples.ndim == 3 else samples[:, :, None]
-    alpha = "straight" if image.mode in ("LA", "RGBA") else "none"
-    return Raster(contiguous(samples), "grey" if image.mode in ("L", "LA") else "rgb", alpha)  # type: ignore[arg-type]
+    alpha = "straight" if mode in ("LA", "RGBA") else "none"
+    return Raster(contiguous(samples), "grey" if mode in ("L", "LA") else "rgb", alpha)  # type: ignore[arg-type]
+
+
+def _deep_raster(data: bytes, turn: int | None) -> Raster:
+    """A picture of 10 or 12 bits, its samples shifted up to 16."""
+    import pillow_heif
+
+    image = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    mode = image.mode.partition(";")[0]
+    return _raster(np.asarray(image), "L" if mode == "I" else mode, turn)
+
+
+def _as_heif(raster: Raster) -> Any:
+    import pillow_heif
+
+    if raster.samples.dtype == np.uint8:
+        return pillow_heif.from_pillow(_as_image(raster))
+    _check_sides(raster)
+    mode = {1: "L;16", 2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}[raster.samples.shape[2]]
+    return pillow_heif.from_bytes(mode=mode, size=raster.size, data=contiguous(raster.samples).tobytes())
+
+
+def _code_points(details: _Details) -> dict[str, int]:
+    """What the source says about its colours in code points; nothing where it says nothing."""
+    if details.nclx is None:
+        return {}
+    matrix = details.nclx["matrix_coefficients"]
+    return {
+        "color_primaries": details.nclx["color_primaries"],
+        "transfer_characteristics": details.nclx["transfer_characteristics"],
+        "matrix_coefficients": matrix if matrix in _MATRICES else _BT_601,
+        "full_range_flag": details.nclx["full_range_flag"],
+    }
 
 
 def _as_image(raster: Raster) -> Image.Image:
-    if max(raster.size) > _LARGEST_SIDE:
-        raise ValueError(f"{raster.size[0]} x {raster.size[1]} pixels are more than {_LARGEST_SIDE} to a side")
+    _check_sides(raster)
     channels = raster.samples.shape[2]
     samples = raster.samples[:, :, 0] if channels == 1 else raster.samples
     return Image.fromarray(contiguous(samples), mode="LA" if channels == 2 else None)
+
+
+def _check_sides(raster: Raster) -> None:
+    if max(raster.size) > _LARGEST_SIDE:
+        raise ValueError(f"{raster.size[0]} x {raster.size[1]} pixels are more than {_LARGEST_SIDE} to a side")
 
 
 def _metadata(source: Source, raster: Raster, xmp: bytes | None) -> dict[str, Any]:
