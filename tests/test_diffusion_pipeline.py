@@ -232,5 +232,5 @@ def test_parts_must_fit() -> None:
     with pytest.raises(UsageError, match="reference_encoding"):
         tiny_pipeline(reference_encoding="all")
     made = tiny_pipeline()
-    with pytest.raises(UsageError, match="expected 16 input and 8 output channels"):
+    with pytest.raises(UsageError, match=r"expected 16 input channels \(24 with a guide\) and 8 output"):
         ReFLDMPipeline(made.autoencoder, type(made.unet)(**{**made.unet.config, "in_channels": 8}), made.scheduler)

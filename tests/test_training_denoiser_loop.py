@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
+from pydantic import ValidationError
 from skimage import data
 
 from facefix.diffusion.autoencoder import build_autoencoder
@@ -18,7 +19,7 @@ from facefix.diffusion.schedule import ddim_scheduler
 from facefix.diffusion.unet import unet_config
 from facefix.errors import UsageError
 from facefix.training.config import DenoiserTraining
-from facefix.training.denoiser_loop import DenoiserTask, NoiseSchedule, train_denoiser
+from facefix.training.denoiser_loop import DenoiserTask, NoiseSchedule, _pooled, train_denoiser
 from facefix.training.loop import Moment
 
 TINY_AUTOENCODER = {
@@ -106,8 +107,7 @@ def test_references_have_a_gradient_and_change_the_loss(material: Path, tmp_path
         torch.nn.init.normal_(parameter, std=0.1)
     batch = task._draw(task.inside, 4, Moment(0, 0.0, 1).generator())
     references = batch.references.clone().requires_grad_()
-    pair = torch.cat([batch.good, batch.degraded], 1)
-    predicted = task._predict(task.network, pair, torch.full((4,), 500), references)
+    predicted = task._predict(task.network, batch.good, batch.degraded, torch.full((4,), 500), references)
     predicted.square().mean().backward()
     assert references.grad is not None
     assert bool((references.grad.abs().flatten(1).sum(1) > 0).all())
@@ -151,6 +151,73 @@ def test_small_compute_objectives_train(material: Path, tmp_path: Path, residual
     assert {"decoded_l1", "perceptual"} <= rows(tmp_path / "run" / "losses.csv")[-1].keys()
     index = ReFLDMPipeline.load_config(tmp_path / "run" / "model")
     assert index["residual"] is residual
+
+
+def guided(material: Path, run: Path, **changes: Any) -> DenoiserTraining:
+    bank = {
+        "path": material / "aligned",
+        "presets": {"severe": 1, "moderate": 1},
+        "references": 2,
+        "aligned": True,
+    }
+    changes = {"model": {**TINY_UNET, "in_channels": 24}, "bank": bank, **changes}
+    return configuration(material, run, **changes)
+
+
+def test_a_guided_denoiser_trains_and_its_pipeline_looks_at_the_guide(material: Path, tmp_path: Path) -> None:
+    train_denoiser(guided(material, tmp_path / "run"))
+    assert {"right", "wrong", "none"} <= set(rows(tmp_path / "run" / "held_out.csv")[-1])
+    pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "run" / "model")
+    assert pipeline.unet.config.in_channels == 24
+    lq = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    cache = pipeline.encode_references(lq.flip(2))
+    assert cache.latents is not None
+
+
+def test_aligned_references_are_mirrored_as_their_faces_are(material: Path, tmp_path: Path) -> None:
+    task = DenoiserTask(
+        guided(material, tmp_path / "run", references={"pristine": 1.0, "share": 1}), torch.device("cpu")
+    )
+    batch = task._draw(task.inside, 12, torch.Generator().manual_seed(0))
+    assert {0, 1} == set(batch.mirrored.tolist())
+    for face, side, references in zip(batch.faces.tolist(), batch.mirrored.tolist(), batch.references, strict=True):
+        others = [task.bank.good[other, side].float() for other in task.faces[face].references]
+        assert any(torch.equal(references[0], other) for other in others)
+
+
+def test_a_denoiser_without_a_guide_can_be_gone_on_from_with_one(material: Path, tmp_path: Path) -> None:
+    train_denoiser(configuration(material, tmp_path / "plain"))
+    config = guided(material, tmp_path / "run", start_from=tmp_path / "plain" / "model" / "unet")
+    task = DenoiserTask(config, torch.device("cpu"))
+    before = UNet2DModel.from_pretrained(config.start_from)
+    x = torch.randn(2, 24, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(task.network(x, 5).sample, before(x[:, :16], 5).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_more_samples_of_people_with_several_pictures(material: Path, tmp_path: Path) -> None:
+    names = ["alone" if number > 3 else "several" for number in range(8)]
+    lines = [f"faces/{n}.png,{name}{n if name == 'alone' else ''}" for n, name in enumerate(names)]
+    (material / "mixed.csv").write_text("\n".join(["file,identity", *lines]) + "\n")
+    faces = {"images": [material / "faces"], "manifest": material / "mixed.csv", "size": 64}
+    config = configuration(material, tmp_path / "run", faces=faces, held_out=0, references={"paired": 0.9})
+    task = DenoiserTask(config, torch.device("cpu"))
+    drawn = task._people(task.inside, 1000, torch.Generator().manual_seed(0))
+    assert 0.85 < float((drawn < 4).float().mean()) < 0.95
+
+
+def test_pooled_lq_latents_say_nothing_about_who_it_is(material: Path, tmp_path: Path) -> None:
+    latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    pooled = _pooled(latents)
+    assert pooled.shape == latents.shape
+    torch.testing.assert_close(pooled.mean((2, 3)), latents.mean((2, 3)), rtol=0, atol=0.05)
+    assert float(pooled.var()) < 0.1 * float(latents.var())
+
+
+def test_an_aligned_bank_needs_even_numbers(material: Path, tmp_path: Path) -> None:
+    bank = {"path": material / "odd", "presets": {"severe": 3}, "references": 2, "aligned": True}
+    with pytest.raises(ValidationError, match="even numbers"):
+        guided(material, tmp_path / "run", bank=bank)
 
 
 def test_a_bank_of_another_autoencoder_is_refused(material: Path, tmp_path: Path) -> None:

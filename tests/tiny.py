@@ -12,7 +12,7 @@ from facefix.diffusion.schedule import ddim_scheduler
 from facefix.diffusion.unet import build_unet, unet_config
 
 
-def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, **config: Any) -> ReFLDMPipeline:
+def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, guided: bool = False, **config: Any) -> ReFLDMPipeline:
     """Works at 8 x ``sample_size`` px (64 by default); about 0.5 M parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -27,7 +27,14 @@ def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, **config: Any) -> ReFL
             )
         )
         unet = build_unet(
-            unet_config((16, 32), layers_per_block=1, sample_size=sample_size, norm_num_groups=8, attention_head_dim=8)
+            unet_config(
+                (16, 32),
+                layers_per_block=1,
+                sample_size=sample_size,
+                in_channels=24 if guided else 16,
+                norm_num_groups=8,
+                attention_head_dim=8,
+            )
         )
     config = {"reference_encoding": "each", "quantize_latents": False, **config}
     pipeline = ReFLDMPipeline(autoencoder.eval(), unet.eval(), ddim_scheduler(), **config)

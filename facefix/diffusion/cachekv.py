@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel, VQModel
 from diffusers.models.attention_processor import Attention
 
+from facefix.diffusion.guide import is_guided
 from facefix.errors import UsageError
 
 FusedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -50,6 +51,8 @@ class ReferenceCache:
     encoding: ReferenceEncoding = "strip"
     sources: tuple[str, ...] = ()
     """where the references came from, in order: file names or whatever the caller gave"""
+    latents: torch.Tensor | None = None
+    """(1, N, 8, h, w) (or (B, N, 8, h, w)) latents of the references, for a denoiser that takes one as a guide"""
 
     def __post_init__(self) -> None:
         if self.num_references < 1:
@@ -58,8 +61,10 @@ class ReferenceCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for pair in self.layers.values() for tensor in pair)
+        """Memory of all keys and values, and of the latents where they are kept, in bytes."""
+        tensors = [tensor for pair in self.layers.values() for tensor in pair]
+        tensors += [] if self.latents is None else [self.latents]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +82,8 @@ class ReferenceCache:
         if (device, dtype) == (self.device, self.dtype):
             return self
         layers = {name: (k.to(device, dtype), v.to(device, dtype)) for name, (k, v) in self.layers.items()}
-        return ReferenceCache(layers, self.num_references, self.encoding, self.sources)
+        latents = None if self.latents is None else self.latents.to(device, dtype)
+        return ReferenceCache(layers, self.num_references, self.encoding, self.sources, latents)
 
     @classmethod
     def compose(cls, caches: Sequence[ReferenceCache]) -> ReferenceCache:
@@ -101,7 +107,9 @@ class ReferenceCache:
         }
         sources = tuple(source for cache in caches for source in cache.sources)
         count = sum(cache.num_references for cache in caches)
-        return cls(layers, count, "each", sources)  # type: ignore[arg-type]
+        kept = [cache.latents for cache in caches if cache.latents is not None]
+        latents = torch.cat(kept, dim=1) if len(kept) == len(caches) else None
+        return cls(layers, count, "each", sources, latents)  # type: ignore[arg-type]
 
     def split(self) -> tuple[ReferenceCache, ...]:
         """One cache per reference of an ``"each"`` cache: views, no copy. The inverse of :meth:`compose`.
@@ -117,8 +125,11 @@ class ReferenceCache:
             for name, (k, v) in self.layers.items()
         }
         sources = self.sources or ("",) * self.num_references
+        latents = (None,) * self.num_references if self.latents is None else self.latents.split(1, dim=1)
         return tuple(
-            ReferenceCache({name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],))
+            ReferenceCache(
+                {name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],), latents[i]
+            )
             for i in range(self.num_references)
         )
 
@@ -198,7 +209,7 @@ def reference_pass(
         name: (k.reshape(batch, -1, k.shape[-1]), v.reshape(batch, -1, v.shape[-1]))
         for name, (k, v) in recorded.items()
     }
-    return ReferenceCache(layers, count, encoding, sources)
+    return ReferenceCache(layers, count, encoding, sources, per_row if is_guided(unet) else None)
 
 
 def denoise(
@@ -211,7 +222,8 @@ def denoise(
 ) -> torch.Tensor:
     """The denoiser's prediction, each row of the batch reading its branch's references.
 
-    :param sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis.
+    :param sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis, and (B, 24, h, w) with the
+        guide's latents for a denoiser that takes one.
     :param timestep: one for all, or (B,).
     :param branches: rows of the result that no branch names attend to themselves only.
     :param copies: the batch stands for this many copies of itself, one after the other, that differ in what they read

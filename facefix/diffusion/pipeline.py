@@ -21,6 +21,7 @@ from facefix.diffusion.cachekv import (
     install_cachekv,
     reference_pass,
 )
+from facefix.diffusion.guide import choose_guides, is_guided
 from facefix.diffusion.images import Images, resize, tensor_to_pil, to_tensor
 from facefix.diffusion.schedule import prepare
 from facefix.errors import NotFiniteError, UsageError
@@ -39,7 +40,8 @@ class ReFLDMPipeline(DiffusionPipeline):
     flight at once in several threads; none of them changes the pipeline.
 
     :param autoencoder: VQGAN.
-    :param unet: denoiser; its input channels are twice the latent channels.
+    :param unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a
+        guide, the best fitting reference, beside the LQ latents.
     :param scheduler: noise schedule and sampler.
     :param reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published
         model was trained; ``"each"`` one by one, so that caches of single images can be composed.
@@ -84,9 +86,10 @@ class ReFLDMPipeline(DiffusionPipeline):
         if reference_encoding not in ("strip", "each"):
             raise UsageError(f"reference_encoding: expected 'strip' or 'each', found {reference_encoding!r}")
         channels = autoencoder.config.vq_embed_dim or autoencoder.config.latent_channels
-        if unet.config.in_channels != 2 * channels or unet.config.out_channels != channels:
+        if unet.config.in_channels not in (2 * channels, 3 * channels) or unet.config.out_channels != channels:
             raise UsageError(
-                f"unet: expected {2 * channels} input and {channels} output channels for this autoencoder, found "
+                f"unet: expected {2 * channels} input channels ({3 * channels} with a guide) and {channels} output "
+                f"channels for this autoencoder, found "
                 f"{unet.config.in_channels} and {unet.config.out_channels}"
             )
         self.register_modules(
@@ -187,11 +190,12 @@ class ReFLDMPipeline(DiffusionPipeline):
 
         # 4. Denoising loop
         branches, copies = self._branches(references, scale, lq_latents)
+        guides = self._guides(references, lq_latents)
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            faces = torch.cat([scaled, lq_latents], dim=1)
+            faces, shared = _inputs(scaled, lq_latents, guides, copies)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
-            prediction = denoise(self.unet, faces, timestep, branches, copies=copies).double()
+            prediction = denoise(self.unet, faces, timestep, branches, copies=shared).double()
             if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
@@ -283,6 +287,19 @@ class ReFLDMPipeline(DiffusionPipeline):
             Branch(slice(batch, 2 * batch), references),
         ), 2
 
+    def _guides(self, references: ReferenceCache | None, lq_latents: torch.Tensor) -> torch.Tensor | None:
+        """(B, 8, h, w) latents of each face's guide, zero without references; None for a denoiser that takes none."""
+        if not is_guided(self.unet):
+            return None
+        if references is None:
+            return torch.zeros_like(lq_latents)
+        if references.latents is None:
+            raise UsageError(
+                "references: expected a ReferenceCache made by this model, which keeps the references' latents, found "
+                "one without; call encode_references() of this pipeline"
+            )
+        return choose_guides(lq_latents, references.latents)
+
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.
 
@@ -293,6 +310,22 @@ class ReFLDMPipeline(DiffusionPipeline):
             if key not in self._null_caches:
                 self._null_caches[key] = reference_pass(self.unet, like.new_zeros(1, *like.shape[1:]))
             return self._null_caches[key]
+
+
+def _inputs(
+    noisy: torch.Tensor, lq_latents: torch.Tensor, guides: torch.Tensor | None, copies: int
+) -> tuple[torch.Tensor, int]:
+    """What the denoiser sees, and how many copies of the batch it stands for.
+
+    The unconditional branch has no guide. So with one, the copies differ and are written out.
+    """
+    pair = torch.cat([noisy, lq_latents], dim=1)
+    if guides is None:
+        return pair, copies
+    guided = torch.cat([pair, guides], dim=1)
+    if copies == 1:
+        return guided, 1
+    return torch.cat([torch.cat([pair, torch.zeros_like(guides)], dim=1), guided]), 1
 
 
 def _check_arguments(steps: int, scale: float, start_timestep: int | None, output_type: str) -> None:

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from facefix.diffusion.autoencoder import build_autoencoder
 from facefix.diffusion.cachekv import Branch, ReferenceCache, denoise, install_cachekv, reference_pass
+from facefix.diffusion.guide import choose_guides, is_guided
 from facefix.diffusion.images import resize
 from facefix.diffusion.pipeline import ReFLDMPipeline
 from facefix.diffusion.schedule import REFLDM_SCHEDULE, ddim_scheduler, published_alphas_cumprod
 from facefix.diffusion.unet import build_unet
+from facefix.errors import UsageError
 from facefix.training.config import DenoiserTraining
 from facefix.training.dataset import find_faces, hold_out, load_pixels, to_network
 from facefix.training.decoded import DecodedTerms
@@ -86,8 +88,10 @@ class DenoiserTask:
         torch.manual_seed(config.seed)
         self.autoencoder: VQModel = VQModel.from_pretrained(config.autoencoder).eval().requires_grad_(False)
         place(self.autoencoder, device, config.machine)
-        start = config.start_from
-        self.network = install_cachekv(UNet2DModel.from_pretrained(start)) if start else build_unet(config.model)
+        self.network = build_unet(config.model)
+        if config.start_from:
+            _take_over(self.network, UNet2DModel.from_pretrained(config.start_from))
+        self.guided = is_guided(self.network)
         place(self.network, device, config.machine)
         if config.machine.compile:
             _compile_blocks(self.network)
@@ -120,7 +124,7 @@ class DenoiserTask:
         signal, sigma = self.noise.levels(timesteps)
         noisy = signal * clean + sigma * noise
         with autocast(self.device, self.config.machine):
-            predicted = self._predict(self.network, torch.cat([noisy, lq], 1), timesteps, batch.references).float()
+            predicted = self._predict(self.network, noisy, lq, timesteps, batch.references).float()
         target = self.noise.target(clean, noise, timesteps, objective.prediction)
         error = predicted - target
         loss = error.square().mean() if objective.loss == "l2" else error.abs().mean()
@@ -147,15 +151,19 @@ class DenoiserTask:
         settings = self.config.references
         share = min(settings.share, count)
         groups = max(1, count // share)
-        chosen = torch.tensor(pool)[torch.randint(len(pool), (groups,), generator=generator)]
+        chosen = self._people(pool, groups, generator)
         fate = torch.rand(groups, 2, generator=generator)
         chosen = chosen[torch.argsort((fate[:, 0] < settings.absent).int(), stable=True)]
         present = int((fate[:, 0] >= settings.absent).sum())
         faces = chosen.repeat_interleave(share)
         versions = torch.randint(self.bank.degraded.shape[1], (len(faces),), generator=generator)
+        sides = None
+        if self.config.bank.aligned:  # the references of a group are mirrored as its faces are
+            sides = torch.randint(2, (groups,), generator=generator)
+            versions = self._on_side(versions, faces, sides.repeat_interleave(share))
         mirrored = (faces + versions) % 2
         where, versions, side = (index.to(self.device) for index in (faces, versions, mirrored))
-        references = self._references(chosen[:present], generator)
+        references = self._references(chosen[:present], generator, None if sides is None else sides[:present])
         references = references * (fate[:present, 1] >= settings.nulled).to(self.device).view(-1, 1, 1, 1, 1)
         return Batch(
             faces,
@@ -165,8 +173,31 @@ class DenoiserTask:
             references,
         )
 
-    def _references(self, faces: Tensor, generator: torch.Generator) -> Tensor:
-        """(P, n, 8, h, w): random other pictures of each person, or the same picture augmented; repeated when few."""
+    def _people(self, pool: list[int], count: int, generator: torch.Generator) -> Tensor:
+        """Random faces of the pool, as many of people with several pictures as the configuration says."""
+        chosen = torch.tensor(pool)[torch.randint(len(pool), (count,), generator=generator)]
+        share = self.config.references.paired
+        paired = [face for face in pool if self.faces[face].references]
+        lone = [face for face in pool if not self.faces[face].references]
+        if share is None or not paired or not lone:
+            return chosen
+        several = torch.tensor(paired)[torch.randint(len(paired), (count,), generator=generator)]
+        single = torch.tensor(lone)[torch.randint(len(lone), (count,), generator=generator)]
+        return torch.where(torch.rand(count, generator=generator) < share, several, single)
+
+    @staticmethod
+    def _on_side(versions: Tensor, faces: Tensor, sides: Tensor) -> Tensor:
+        """The given or the neighbouring version, whichever is mirrored as ``sides`` says."""
+        wrong = (faces + versions) % 2 != sides
+        return torch.where(wrong, versions ^ 1, versions)
+
+    def _references(self, faces: Tensor, generator: torch.Generator, sides: Tensor | None = None) -> Tensor:
+        """(P, n, 8, h, w): random other pictures of each person, or the same picture augmented; repeated when few.
+
+        :param sides: (P,) 0 or 1, whether each face is mirrored; for an aligned bank.
+        """
+        if sides is not None:
+            return self._aligned_references(faces, sides, generator)
         count, versions = self.config.references.count, self.bank.references.shape[1]
         rows = []
         for face in faces.tolist():
@@ -175,7 +206,30 @@ class DenoiserTask:
             picks = [(sources[int(number) % len(sources)], int(number) // len(sources)) for number in order]
             picks = [picks[number % len(picks)] for number in range(count)]
             rows.append(torch.stack([self.bank.references[source, version].float() for source, version in picks]))
-        empty = self.bank.references[:0, :1].expand(0, count, -1, -1, -1)
+        return self._stacked(rows)
+
+    def _aligned_references(self, faces: Tensor, sides: Tensor, generator: torch.Generator) -> Tensor:
+        """Other pictures as they are or slightly augmented, the same picture augmented, mirrored as the face is."""
+        count, versions = self.config.references.count, self.bank.references.shape[1]
+        rows = []
+        for face, side in zip(faces.tolist(), sides.tolist(), strict=True):
+            others = self.faces[face].references
+            sources = others or (face,)
+            start = int(torch.randint(len(sources), (), generator=generator))
+            row = []
+            for number in range(count):
+                source = sources[(start + number) % len(sources)]
+                version = int(torch.randint(versions, (), generator=generator))
+                version = version if (source + version) % 2 == side else version ^ 1
+                pristine = others and float(torch.rand((), generator=generator)) < self.config.references.pristine
+                row.append(
+                    (self.bank.good[source, side] if pristine else self.bank.references[source, version]).float()
+                )
+            rows.append(torch.stack(row))
+        return self._stacked(rows)
+
+    def _stacked(self, rows: list[Tensor]) -> Tensor:
+        empty = self.bank.references[:0, :1].expand(0, self.config.references.count, -1, -1, -1)
         return torch.stack(rows) if rows else empty.float()
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
@@ -183,14 +237,24 @@ class DenoiserTask:
         timesteps = (_TIMESTEPS * uniform ** (1 / self.config.objective.high_timesteps)).long()
         return timesteps.clamp_max(_TIMESTEPS - 1).to(self.device)
 
-    def _predict(self, network: nn.Module, pair: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
-        """The network's output for (B, 16, h, w), the first groups reading their references, with gradient."""
+    def _predict(self, network: nn.Module, noisy: Tensor, lq: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
+        """The network's output for (B, 8, h, w) latents, the first groups reading their references, with gradient."""
         unet = cast(UNet2DModel, network)
+        share = min(self.config.references.share, len(lq))
+        seen = self._seen(noisy, lq, references.repeat_interleave(share, 0))
         if not len(references):
-            return denoise(unet, pair, timesteps)
-        share = min(self.config.references.share, len(pair))
+            return denoise(unet, seen, timesteps)
         cache = _repeated(reference_pass(unet, references), share)
-        return denoise(unet, pair, timesteps, (Branch(slice(0, len(references) * share), cache),))
+        return denoise(unet, seen, timesteps, (Branch(slice(0, len(references) * share), cache),))
+
+    def _seen(self, noisy: Tensor, lq: Tensor, references: Tensor) -> Tensor:
+        """The denoiser's input: noisy and LQ latents, and the guide of the first faces, those that have references."""
+        if not self.guided:
+            return torch.cat([noisy, lq], 1)
+        guides = torch.zeros_like(lq)
+        if len(references):
+            guides[: len(references)] = choose_guides(lq[: len(references)], references)
+        return torch.cat([noisy, lq, guides], 1)
 
     def after_step(self, moment: Moment, rate_factor: float) -> dict[str, float]:
         """Nothing beside the network learns."""
@@ -212,9 +276,10 @@ class DenoiserTask:
             return {}
         generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
         faces = torch.tensor(self.outside)
-        right = self._references(faces, generator)
+        sides = faces % 2 if self.config.bank.aligned else None
+        right = self._references(faces, generator, sides)
         strangers = torch.tensor([self._stranger(face) for face in self.outside])
-        wrong = self._references(strangers, generator)
+        wrong = self._references(strangers, generator, sides)
         good = self.bank.good[self.outside, :][torch.arange(len(faces)), faces % 2].float()  # version 0
         lq = self.bank.degraded[self.outside, 0].float()
         noise = torch.randn(good.shape, generator=generator).to(self.device)
@@ -223,19 +288,17 @@ class DenoiserTask:
         for name, references in (("right", right), ("wrong", wrong), ("none", right[:0])):
             guesses = []
             for rows in torch.arange(len(faces)).split(16):
-                pair = torch.cat([noise[rows], lq[rows]], 1)
-                predicted = self._ungrouped(
-                    network, pair, timesteps[rows], references[rows] if len(references) else references
-                )
+                mine = references[rows] if len(references) else references
+                predicted = self._ungrouped(network, self._seen(noise[rows], lq[rows], mine), timesteps[rows], mine)
                 guess = self.noise.clean(predicted, noise[rows], timesteps[rows], self.config.objective.prediction)
                 guesses.append(guess * self.latent_scale + (lq[rows] if self.config.objective.residual else 0))
             errors[name] = float((torch.cat(guesses) - good).square().mean())
         return errors
 
-    def _ungrouped(self, network: nn.Module, pair: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
+    def _ungrouped(self, network: nn.Module, seen: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
         unet = cast(UNet2DModel, network)
         branches = (Branch(slice(None), reference_pass(unet, references)),) if len(references) else ()
-        return denoise(unet, pair, timesteps, branches).float()
+        return denoise(unet, seen, timesteps, branches).float()
 
     def _stranger(self, face: int) -> int:
         """The next held-out face of another person."""
@@ -297,6 +360,22 @@ class DenoiserTask:
         pipeline = self.pipeline(unet)
         pipeline.register_modules(autoencoder=autoencoder)
         pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _take_over(network: UNet2DModel, start: UNet2DModel) -> None:
+    """Copy the weights of ``start``; the network's further input channels get zeros and change nothing at first.
+
+    Raises UsageError when the two differ in anything else.
+    """
+    weights = start.state_dict()
+    first = "conv_in.weight"
+    missing = network.conv_in.weight.shape[1] - weights[first].shape[1]
+    if missing > 0:
+        weights[first] = F.pad(weights[first], (0, 0, 0, 0, 0, missing))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"start_from: expected a denoiser of the configured shape: {error}") from error
 
 
 def _pooled(latents: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from facefix.training.config import Bank, Machine
 from facefix.training.dataset import TrainingFace, load_native
 from facefix.training.degradation import degrade
 from facefix.training.loop import autocast
-from facefix.training.references import PUBLISHED, SAME_PICTURE, augment
+from facefix.training.references import ALIGNED, PUBLISHED, SAME_PICTURE, augment
 
 _SHARD_FACES = 32
 _FULL_PX = 512
@@ -39,7 +39,7 @@ class LatentBank:
     degraded: Tensor
     """(N, V, 8, h, w): version v of face i is mirrored where i + v is odd"""
     references: Tensor
-    """(N, R, 8, h, w)"""
+    """(N, R, 8, h, w): of an aligned bank, version r of face i is mirrored where i + r is odd"""
 
     def to(self, device: torch.device) -> LatentBank:
         """The same bank on another device."""
@@ -86,6 +86,7 @@ class BankBuilder:
             "size": self.size,
             "presets": self.settings.presets,
             "references": self.settings.references,
+            **({"aligned": True} if self.settings.aligned else {}),
             "faces": [face.path.name for face in self.faces],
         }
         path = self.settings.path / "bank.json"
@@ -117,7 +118,12 @@ class BankBuilder:
         degraded = torch.cat(list(self._degraded(native, index)))
         seeds = [index * 1000 + number for number in range(self.settings.references)]
         strength = PUBLISHED if self.faces[index].references else SAME_PICTURE
-        references = augment(pictures.expand(len(seeds), -1, -1, -1), seeds, strength)
+        references = augment(
+            pictures.expand(len(seeds), -1, -1, -1), seeds, ALIGNED if self.settings.aligned else strength
+        )
+        if self.settings.aligned:
+            mirrored = torch.tensor([(index + number) % 2 == 1 for number in range(len(seeds))], device=self.device)
+            references = torch.where(mirrored.view(-1, 1, 1, 1), references.flip(3), references)
         parts = {"good": good, "degraded": degraded, "references": references}
         latents = self._encode(torch.cat(list(parts.values())) * 2 - 1)
         lengths = [len(part) for part in parts.values()]

@@ -41,6 +41,9 @@ PUBLISHED = Strength(0.2, 0.02, 2.0, 0.05, (0.95, 1.05), 0.2, 0.0, 0.5)
 
 SAME_PICTURE = Strength(0.35, 0.05, 8.0, 0.06, (0.9, 1.25), 0.25, 0.012, 0.5)
 
+ALIGNED = Strength(0.3, 0.03, 3.0, 0.012, (0.96, 1.05), 0.06, 0.012, 0.0)
+"""For references that serve as a guide: on the template but for what alignment and expression move, never mirrored."""
+
 
 def augment(images: torch.Tensor, seeds: Sequence[int], strength: Strength = PUBLISHED) -> torch.Tensor:
     """Augmented ``images`` (B, 3, H, W) RGB in [0, 1], one seed each; same shape and range, border repeated."""
