@@ -205,7 +205,8 @@ def find_people(found: Found, album: Album, settings: Settings, backend: Backend
     """Group every face of album and portraits; names and corrections given by the user hold."""
     faces = [face for photo in (*found.photos.values(), *found.portraits.values()) for face in photo.faces]
     names = _given_names(found)
-    groups = name_groups(group_faces(faces, backend.load(), names=names), names) if faces else ()
+    portraits = {face.key for photo in found.portraits.values() for face in photo.faces}
+    groups = name_groups(group_faces(faces, backend.load(), names, portraits), names) if faces else ()
     corrections = PeopleFile.read(album.output / PEOPLE_FILE)
     persons = apply_corrections(groups, corrections, FaceLabeller(album.root, album.refs))
     people = People(

@@ -37,6 +37,18 @@ def test_equals_average_linkage_of_squared_distances(seed: int, threshold: float
     assert 1 < len(np.unique(expected)) < 120
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_taken_off_every_pair(seed: int) -> None:
+    embeddings = made_up(people=15, faces=6, spread=0.9, seed=seed)
+    noise = np.random.default_rng(seed).uniform(0, 0.3, 90) * (np.arange(90) % 3 == 0)
+    distances = pdist(embeddings.astype(np.float64), "sqeuclidean")
+    first, second = np.triu_indices(90, 1)
+    tree = linkage(np.maximum(distances - noise[first] - noise[second], 0), "average")
+    expected = partition(fcluster(tree, 0.9**2, "distance"))
+    assert partition(group(embeddings, free(90), 0.9, noise=noise)) == expected
+    assert partition(group(embeddings, free(90), 0.9)) != expected
+
+
 def test_blocks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = made_up(people=10, faces=5, spread=0.5, seed=1)
     whole = grouping.neighbours_below(embeddings, 0.9).toarray()

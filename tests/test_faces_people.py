@@ -118,6 +118,40 @@ def test_blurred_faces_join_only_a_sharp_one(backend: Backend) -> None:
     assert sorted(map(len, with_sharp)) == [1, 4]
 
 
+@pytest.mark.parametrize("sharpness", [0.05, 0.5])
+def test_portraits_hold_blurred_faces_however_sharp_they_are(backend: Backend, sharpness: float) -> None:
+    portraits = [face(f"refs/{person}.jpg", person, sharpness=sharpness) for person in (1, 2)]
+    album = [face(f"{person}-{number}", person, off=0.3, sharpness=0.1) for person in (1, 2, 3) for number in (1, 2)]
+    alone = group_faces([*portraits, *album], backend)
+    assert all(len(group) == 1 for group in alone)
+    given = group_faces([*portraits, *album], backend, portraits={portrait.key for portrait in portraits})
+    assert sorted(sorted(names) for names in keys(given)) == [
+        ["1-1", "1-2", "refs/1.jpg"],
+        ["2-1", "2-2", "refs/2.jpg"],
+        ["3-1"],
+        ["3-2"],
+    ]
+
+
+def test_soft_portraits_of_one_person_do_not_chase_each_other(backend: Backend) -> None:
+    portraits = [face(f"refs/{number}.jpg", 1, off=0.24, sharpness=0.5) for number in range(2)]
+    assert portraits[0].embedding is not None and portraits[1].embedding is not None
+    distance = np.linalg.norm(portraits[0].embedding - portraits[1].embedding)
+    assert DLIB_SCALE.join_limit(1) < distance < DLIB_SCALE.blurred_limit(2)
+    blurred = face("blurred", 1, off=0.05, sharpness=0.1)
+    groups = group_faces([*portraits, blurred], backend, portraits={portrait.key for portrait in portraits})
+    assert sorted(map(len, groups)) in ([1, 1, 1], [1, 2])
+    assert not any({"refs/0.jpg", "refs/1.jpg"} <= set(names) for names in keys(groups))
+
+
+def test_turned_faces_may_be_further_away(backend: Backend) -> None:
+    frontal = face("frontal", 1, off=0.001)
+    far = face("far", 1, off=0.34)
+    turned = replace(far, quality=replace(far.quality, yaw=0.9))
+    assert len(group_faces([frontal, far, face("other", 2)], backend)) == 3
+    assert len(group_faces([frontal, turned, face("other", 2)], backend)) == 2
+
+
 def test_a_blurred_face_between_two_people_stays_alone(backend: Backend) -> None:
     between = direction(1) + 0.98 * direction(2)
     unsure = replace(face("unsure", 1, sharpness=0.1), embedding=(between / np.linalg.norm(between)).astype(np.float32))
@@ -193,6 +227,14 @@ def test_less_is_asked_of_portraits(backend: Backend) -> None:
     assert chosen[0].reason.startswith("portrait")
 
 
+def test_a_poor_portrait_serves_for_want_of_a_better_one(backend: Backend) -> None:
+    poor = face("refs/poor", 1, sharpness=0.0, face_px=40.0, score=0.0)
+    target = face("t", 1)
+    assert pictures(choose_references((), [poor], target, backend)) == ["refs/poor"]
+    assert pictures(choose_references((), [poor, face("refs/good", 1)], target, backend)) == ["refs/good"]
+    assert pictures(choose_references([face("album", 1)], [poor], target, backend)) == ["album"]
+
+
 def test_copies_add_nothing_other_poses_do(backend: Backend) -> None:
     first = face("first", 1, score=0.9)
     copy = replace(first, photo="copy", quality=replace(first.quality, score=0.89))
@@ -239,7 +281,7 @@ def test_real_people_are_grouped_without_a_mistake(backend: Backend, shared: Pat
         crop = np.array(Image.open(shared / "data" / row["file"]).convert("RGB"))
         embedding = backend.embedder.embed([crop])[0]
         detection = Detection((0, 0, 1, 1), align.TEMPLATE_512, 1.0)
-        faces.append(Face(row["file"], 0, detection, embedding, Quality(292, 0.9, float(row["yaw"]), 0, 0.8)))
+        faces.append(Face(row["file"], 0, detection, embedding, Quality(292, 0.9, 2 * float(row["yaw"]), 0, 0.8)))
     people = {row["file"]: row["identity"] for row in rows}
     right = wrong = 0
     for group in group_faces(faces, backend):

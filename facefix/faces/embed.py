@@ -34,13 +34,16 @@ class IdentityScale:
 
     network: str
     join: float
-    """Root mean squared distance up to which two groups of clear faces are one person, among JOIN_PEOPLE people."""
+    """Root mean squared distance, less ``turned``, up to which two groups of clear faces are one person, among
+    JOIN_PEOPLE people."""
     join_most: float
     """The same with few people; see join_limit."""
     anchor: float
     """The same, for a group and a person that the user has named by portraits."""
     blurred: float
     """Distance up to which a blurred face belongs to a person, if that person is the only one; see blurred_limit."""
+    turned: float
+    """What a face turned by a yaw of 1 adds to its squared distances to its own person, and with the square of yaw."""
     per_tenfold: float
     """How much the distances shrink with ten times as many people: there are more who happen to look alike."""
     margin: float
@@ -61,14 +64,15 @@ class IdentityScale:
 
 DLIB_SCALE = IdentityScale(
     network="dlib",
-    join=0.297,
-    join_most=0.325,
+    join=0.291,
+    join_most=0.32,
     anchor=0.34,
     blurred=0.395,
+    turned=0.03,
     per_tenfold=0.02,
     margin=0.03,
     same=0.42,
-    source="tests/bench/bench_grouping.py, on 1,482 clear and 480 degraded crops",
+    source="tests/bench/bench_grouping.py, on 1,482 clear crops, and on 480 degraded ones",
 )
 
 
@@ -84,6 +88,7 @@ def arcface_scale(network: str) -> IdentityScale:
         join_most=0.95,
         anchor=0.98,
         blurred=1.05,
+        turned=0.0,
         per_tenfold=0.02,
         margin=0.05,
         same=1.14,

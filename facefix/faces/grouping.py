@@ -4,6 +4,10 @@ For embeddings of length 1 the mean squared distance between two groups is 2 - 2
 (UPGMA on squared distances). So a group needs its sum only, and two groups can come below the threshold only if two of
 their members are: candidates are found once, in blocks. The result equals that of a full distance matrix as long as no
 face has more than ``NEIGHBOURS`` others below the threshold.
+
+A face may have ``noise``: what its own doubtful embedding adds to its squared distance to every other, and what is
+taken off again: |a - b|^2 - noise_a - noise_b. Its mean over pairs of faces is that of the groups less the groups' means
+of noise, so everything above holds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from scipy import sparse
 
 Vectors = NDArray[np.float32]
 """(N, D) embeddings of length 1."""
+
+Noise = NDArray[np.float64]
+"""(N,) expected part of a face's squared distances that comes from the face itself."""
 
 NEIGHBOURS = 64
 """Nearest others that a face can be joined through; bounds memory where one person has thousands of faces."""
@@ -38,35 +45,41 @@ class Constraints:
 
 
 def group(
-    embeddings: Vectors, constraints: Constraints, threshold: float, graph: sparse.csr_array | None = None
+    embeddings: Vectors,
+    constraints: Constraints,
+    threshold: float,
+    graph: sparse.csr_array | None = None,
+    noise: Noise | None = None,
 ) -> NDArray[np.int64]:
     """(N,) group of each face: joined, nearest first, while groups are closer than ``threshold`` on average.
 
     Deterministic. A name outweighs the rule that two faces of one photo differ. ``graph`` is that of neighbours_below
-    for this or a larger threshold, where it is known already.
+    for this or a larger threshold and the same noise, where it is known already.
     """
     if graph is None:
-        graph = neighbours_below(embeddings, threshold)
-    clusters = _Clusters(embeddings, constraints, graph)
+        graph = neighbours_below(embeddings, threshold, noise)
+    clusters = _Clusters(embeddings, constraints, graph, np.zeros(len(embeddings)) if noise is None else noise)
     clusters.join_names()
     clusters.join_nearest(threshold**2)
     return clusters.labels
 
 
-def neighbours_below(embeddings: Vectors, threshold: float) -> sparse.csr_array:
+def neighbours_below(embeddings: Vectors, threshold: float, noise: Noise | None = None) -> sparse.csr_array:
     """(N, N) sparse, symmetric: which pairs are closer than ``threshold``; of each face the nearest NEIGHBOURS."""
     count = len(embeddings)
     least = 1 - threshold**2 / 2
     vectors = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
+    gain = torch.zeros(count) if noise is None else torch.from_numpy(np.asarray(noise, dtype=np.float32) / 2)
     step = max(1, _BLOCK_BYTES // (4 * max(count, 1)))
     found = [np.zeros((2, 0), np.int64)]
     for start in range(0, count, step):
         cosines = vectors[start : start + step] @ vectors.T  # (step, N)
-        cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -1.0
+        cosines += gain[start : start + step, None] + gain
+        cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -2.0
         crowded = (cosines >= least).sum(dim=1) > NEIGHBOURS
         if crowded.any():
             floor = cosines[crowded].topk(NEIGHBOURS, dim=1).values[:, -1:]
-            cosines[crowded] = cosines[crowded].masked_fill(cosines[crowded] < floor, -1.0)
+            cosines[crowded] = cosines[crowded].masked_fill(cosines[crowded] < floor, -2.0)
         rows, columns = torch.nonzero(cosines >= least, as_tuple=True)
         found.append(np.stack([rows.numpy() + start, columns.numpy()]))
     pairs = np.concatenate(found, axis=1)
@@ -78,10 +91,12 @@ def neighbours_below(embeddings: Vectors, threshold: float) -> sparse.csr_array:
 class _Clusters:
     """Groups while they are being joined. A group is called by the number of one of its faces."""
 
-    def __init__(self, embeddings: Vectors, constraints: Constraints, graph: sparse.csr_array) -> None:
+    def __init__(self, embeddings: Vectors, constraints: Constraints, graph: sparse.csr_array, noise: Noise) -> None:
         count = len(embeddings)
         self.labels = np.arange(count)
         self._sums = embeddings.astype(np.float64)
+        self._noise = noise.astype(np.float64)
+        """summed over the faces of a group"""
         self._sizes = np.ones(count)
         self._members: list[list[int]] = [[face] for face in range(count)]
         self._photos: list[set[int]] = [{photo} for photo in constraints.photos]
@@ -129,7 +144,8 @@ class _Clusters:
         if not len(others):
             return math.inf, -1
         mean = self._sums[cluster] / self._sizes[cluster]
-        squared = 2 - 2 * (self._sums[others] @ mean) / self._sizes[others]
+        squared = 2 - (2 * (self._sums[others] @ mean) + self._noise[others]) / self._sizes[others]
+        squared -= self._noise[cluster] / self._sizes[cluster]
         for index in np.argsort(squared, kind="stable").tolist():
             if squared[index] >= limit:
                 break
@@ -148,6 +164,7 @@ class _Clusters:
         self._members[keep] += self._members[gone]
         self._sums[keep] += self._sums[gone]
         self._sizes[keep] += self._sizes[gone]
+        self._noise[keep] += self._noise[gone]
         self._photos[keep] |= self._photos[gone]
         self._names[keep] = self._names[keep] or self._names[gone]
         joined = np.concatenate([self._neighbours[keep], self._neighbours[gone]])

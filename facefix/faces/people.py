@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from facefix.faces.backends import Backend
 from facefix.faces.detect import turned_back
 from facefix.faces.embed import IdentityScale
 from facefix.faces.face import Detection, Face
-from facefix.faces.grouping import Constraints, Vectors, group, neighbours_below
+from facefix.faces.grouping import Constraints, group, neighbours_below
 from facefix.faces.quality import assess, roll_of
 from facefix.faces.references import centroid, choose_references
 
@@ -29,7 +29,8 @@ only attached to a group with a sharp one."""
 
 SHARP = 0.60
 """Faces below this sharpness are attached beyond the distance that joins, since they are further from everybody; and
-only to groups with a face above it, since two blurred faces may be alike because both are blurred."""
+only to groups with a face above it, since two blurred faces may be alike because both are blurred. A portrait needs not
+be sharp: the user says that it shows one of these people, and the face must still be clearly nearest to it."""
 
 FaceKey = tuple[str, int]
 
@@ -105,18 +106,23 @@ def _upright(found: Sequence[Detection]) -> float:
 
 
 def group_faces(
-    faces: Sequence[Face], backend: Backend, names: Mapping[FaceKey, str] | None = None
+    faces: Sequence[Face],
+    backend: Backend,
+    names: Mapping[FaceKey, str] | None = None,
+    portraits: Collection[FaceKey] = (),
 ) -> list[tuple[Face, ...]]:
     """Faces by person, precision first: who is not clearly somebody else's is a person of their own.
 
     Average linkage of clear faces up to the backend's ``join`` distance, two faces of one photo never together; then
     groups that are clearly nearest to a named person go there, and blurred faces go to the group that is clearly
-    nearest. Blurred faces are never joined with each other.
+    nearest, if a sharp face or a portrait is in it. Blurred faces are never joined with each other.
 
     Args:
         faces: of the album and of the portraits, with embeddings of this backend. Faces without stay alone.
         backend: whose embeddings they are.
         names: face key to name where a name is known: faces of one name are one person, different names differ.
+        portraits: keys of the faces that the user gave to say who is who: others are attached to them however sharp
+            they are.
 
     Returns:
         Disjoint groups with all faces, in the order of their first face, faces in the order given.
@@ -125,7 +131,8 @@ def group_faces(
     known = [index for index, face in enumerate(faces) if face.embedding is not None]
     labels = np.arange(len(faces))
     if known:
-        labels[known] = np.array(known)[_Grouping([faces[index] for index in known], names, backend.scale).labels()]
+        grouping = _Grouping([faces[index] for index in known], names, portraits, backend.scale)
+        labels[known] = np.array(known)[grouping.labels()]
     groups: dict[int, list[Face]] = {}
     for face, label in zip(faces, labels.tolist(), strict=True):
         groups.setdefault(label, []).append(face)
@@ -140,20 +147,30 @@ class _Candidate:
     mean: NDArray[np.float64]
     photos: set[int]
     named: bool
-    sharp: bool
-    """whether a face in it is sharp"""
+    sharp: bool = False
+    """whether a face in it is sharp, or its name is known"""
+    given: bool = False
+    """whether a portrait is in it"""
 
 
 class _Grouping:
     """The steps of group_faces on faces that all have embeddings."""
 
-    def __init__(self, faces: Sequence[Face], names: Mapping[FaceKey, str], scale: IdentityScale) -> None:
+    def __init__(
+        self,
+        faces: Sequence[Face],
+        names: Mapping[FaceKey, str],
+        portraits: Collection[FaceKey],
+        scale: IdentityScale,
+    ) -> None:
         numbers: dict[str, int] = {}
         self._photos = np.array([numbers.setdefault(face.photo, len(numbers)) for face in faces])
         self._names = [names.get(face.key) for face in faces]
         self._named = np.array([name is not None for name in self._names])
         self._embeddings = np.stack([_unit(face) for face in faces])
+        self._given = self._named | np.array([face.key in portraits for face in faces])
         self._sharpness = np.array([face.quality.sharpness for face in faces])
+        self._noise = scale.turned * np.array([face.quality.yaw for face in faces]) ** 2
         self._scale = scale
 
     def labels(self) -> NDArray[np.int64]:
@@ -161,20 +178,22 @@ class _Grouping:
         core = np.flatnonzero(self._named | (self._sharpness >= CLEAR_SHARPNESS))
         labels = np.arange(len(self._names))
         constraints = Constraints(self._photos[core].tolist(), [self._names[index] for index in core])
-        labels[core] = core[self._joined(self._embeddings[core], constraints)]
+        labels[core] = core[self._joined(core, constraints)]
         candidates = self._candidates(labels, core)
         self._attach_groups(labels, candidates)
-        self._attach_blurred(
-            labels,
-            [candidate for candidate in candidates if candidate.sharp and labels[candidate.label] == candidate.label],
-        )
+        sharp = [each for each in candidates if each.sharp and labels[each.label] == each.label]
+        self._attach_blurred(labels, sharp, self._given)
+        portraits = [each for each in candidates if each.given and not each.sharp and labels[each.label] == each.label]
+        portraits += [each for each in self._alone(labels, self._given) if each.label not in core]
+        self._attach_blurred(labels, [*sharp, *portraits], ~self._given)
         return labels
 
-    def _joined(self, embeddings: Vectors, constraints: Constraints) -> NDArray[np.int64]:
+    def _joined(self, core: NDArray[np.int64], constraints: Constraints) -> NDArray[np.int64]:
         """Average linkage; how far it goes depends on how many people there are, which a first pass estimates."""
-        graph = neighbours_below(embeddings, self._scale.join_most)
-        first = group(embeddings, constraints, self._scale.join, graph)
-        return group(embeddings, constraints, self._scale.join_limit(len(np.unique(first))), graph)
+        embeddings, noise = self._embeddings[core], self._noise[core]
+        graph = neighbours_below(embeddings, self._scale.join_most, noise)
+        first = group(embeddings, constraints, self._scale.join, graph, noise)
+        return group(embeddings, constraints, self._scale.join_limit(len(np.unique(first))), graph, noise)
 
     def _candidates(self, labels: NDArray[np.int64], core: NDArray[np.int64]) -> list[_Candidate]:
         members: dict[int, list[int]] = {}
@@ -186,7 +205,8 @@ class _Grouping:
                 mean=self._embeddings[faces].mean(axis=0, dtype=np.float64),
                 photos=set(self._photos[faces].tolist()),
                 named=bool(self._named[faces].any()),
-                sharp=bool((self._sharpness[faces] >= SHARP).any()),
+                sharp=bool(((self._sharpness[faces] >= SHARP) | self._named[faces]).any()),
+                given=bool(self._given[faces].any()),
             )
             for label, faces in members.items()
         ]
@@ -202,13 +222,17 @@ class _Grouping:
                 labels[labels == loose.label] = person.label
                 person.photos.update(loose.photos)
 
-    def _attach_blurred(self, labels: NDArray[np.int64], candidates: Sequence[_Candidate]) -> None:
-        """Give blurred faces that are alone to the group that they are clearly nearest to."""
+    def _alone(self, labels: NDArray[np.int64], which: NDArray[np.bool_]) -> list[_Candidate]:
+        """Blurred faces without a name that are alone, of those that ``which`` (N,) says."""
         sizes = np.bincount(labels, minlength=len(labels))
-        alone = np.flatnonzero((sizes[labels] == 1) & ~self._named & (self._sharpness < SHARP))
-        faces = [
-            _Candidate(face, self._embeddings[face], {int(self._photos[face])}, False, False) for face in alone.tolist()
-        ]
+        alone = np.flatnonzero(which & (sizes[labels] == 1) & ~self._named & (self._sharpness < SHARP))
+        return [_Candidate(face, self._embeddings[face], {int(self._photos[face])}, False) for face in alone.tolist()]
+
+    def _attach_blurred(
+        self, labels: NDArray[np.int64], candidates: Sequence[_Candidate], which: NDArray[np.bool_]
+    ) -> None:
+        """Give blurred faces that are alone to the group that they are clearly nearest to."""
+        faces = self._alone(labels, which)
         limit = self._scale.blurred_limit(len(candidates))
         for _, index, owner in sorted(_clearly_nearest(faces, candidates, limit, self._scale.margin)):
             face, person = faces[index], candidates[owner]

@@ -36,7 +36,11 @@ _OTHER_YAW = 0.25
 
 PORTRAIT_FACE_PX = 80.0
 PORTRAIT_SHARPNESS = 0.30
-"""Portraits were chosen by the user, so less is asked of them than of faces of the album."""
+"""Portraits were chosen by the user, so less is asked of them than of faces of the album; and where nothing better is
+known of a person, any portrait serves."""
+
+_LEAST_WEIGHT = 1e-3
+"""Of a portrait that serves for want of a better one."""
 
 _LONGLIST = 200
 """Only so many of the best faces are compared with each other."""
@@ -102,9 +106,12 @@ def _candidates(
     album_faces: Sequence[Face], portraits: Sequence[Face], target: Face, backend: Backend
 ) -> list[_Candidate]:
     """Faces that are good enough and clearly this person, best first."""
-    usable = [(face, True) for face in portraits if _portrait_can_serve(face)]
-    usable += [(face, False) for face in album_faces if can_be_reference(face.quality)[0]]
-    usable = [(face, portrait) for face, portrait in usable if face.embedding is not None]
+    known = [face for face in portraits if face.embedding is not None]
+    usable = [(face, True) for face in known if _portrait_can_serve(face)]
+    usable += [
+        (face, False) for face in album_faces if can_be_reference(face.quality)[0] and face.embedding is not None
+    ]
+    usable = usable or [(face, True) for face in known]
     middle = _middle(usable, backend)
     found = []
     for face, portrait in usable:
@@ -112,7 +119,7 @@ def _candidates(
             continue
         years = _years_between(face.taken, target.taken)
         closeness = _UNDATED_WEIGHT if years is None else 1 / (1 + (years / _HALF_WEIGHT_YEARS) ** 2)
-        found.append(_Candidate(face, portrait, face.quality.score * closeness, years))
+        found.append(_Candidate(face, portrait, max(face.quality.score * closeness, _LEAST_WEIGHT), years))
     found.sort(key=lambda candidate: (-candidate.weight, not candidate.portrait, candidate.face.key))
     return found[:_LONGLIST]
 
