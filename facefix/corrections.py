@@ -39,6 +39,8 @@ class CorrectedPerson:
     """leave these faces as they are"""
     pinned: tuple[Face, ...] = ()
     banned: frozenset[FaceKey] = field(default_factory=frozenset)
+    is_merged: bool = False
+    """several entries of people.toml were put together by hand"""
 
 
 def name_groups(groups: Iterable[Sequence[Face]], names: Mapping[FaceKey, str]) -> tuple[Group, ...]:
@@ -167,6 +169,7 @@ def _person(
         excluded=any(part.exclude for part in parts),
         pinned=pinned,
         banned=frozenset(banned - {face.key for face in pinned}),
+        is_merged=len(parts) > 1,
     )
 
 

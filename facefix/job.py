@@ -33,8 +33,9 @@ from facefix.device import choose_device
 from facefix.faces.backends import Backend
 from facefix.finish import Finisher, OutputError, settled
 from facefix.index import bounded_map, cpu_pool, look_into, why_failed
+from facefix.people_now import names_now, references_stand
 from facefix.photos import atomic
-from facefix.photos.ledger import IndexedPhoto, Ledger, PhotoOutcome
+from facefix.photos.ledger import DoneRow, IndexedPhoto, Ledger, PhotoOutcome
 from facefix.photos.lock import locked
 from facefix.photos.scan import ScannedPhoto, printable
 from facefix.plan import Found, People, PhotoTask, find_people, in_working_order, make_task
@@ -86,6 +87,7 @@ def restore_album(request: Request, settings: Settings, options: Options | None 
         found = run.look_into_photos(work)
         people = run.find_people(found)
         tasks = run.plan(work, found, people)
+        run.rename(found, people)
         for outcome in run.restore(tasks):
             run.record(outcome)
         run.write_report()
@@ -148,6 +150,8 @@ class Run:
         self.album, unreadable = with_digests(album, ledger)
         self.problems: list[Problem] = []
         """photos that cannot be read"""
+        self.renamed = 0
+        """faces of photos done before that are called otherwise now"""
         self.bad_portraits = {problem.path: problem.reason for problem in unreadable}
         self.backend: BackendChoice = choose_backend(settings, options.backend)
         self.model: ModelChoice = model or choose_model(settings, ledger, options.restorer)
@@ -211,13 +215,17 @@ class Run:
             row = done.get(photo.relative)
             # who is in a photo may have been forgotten since: it is not done again without references because of it
             forgotten = any(face.embedding is None for face in found.photos[photo].faces)
-            if row is not None and photo in work.doubtful and (forgotten or row.recipe == task.recipe):
+            if row is not None and photo in work.doubtful and (forgotten or self._stands(row, task, people)):
                 confirmed.append(photo.relative)
             else:
                 tasks.append(task)
         self.ledger.confirm(confirmed, self.identities)
         self.summary.already_done += len(confirmed)
         return in_working_order(tasks)
+
+    def rename(self, found: Found, people: People) -> None:
+        """Let photos done before call everybody what they are called by now."""
+        self.renamed = self.ledger.rename(names_now(found, people))
 
     def restore(self, tasks: Sequence[PhotoTask]) -> Iterator[PhotoOutcome]:
         """Do the tasks; yields each photo once it is on disk."""
@@ -255,7 +263,7 @@ class Run:
         from facefix.report import REPORT_FOLDER, write_output_report
 
         page = self.album.output / REPORT_FOLDER / "index.html"
-        changed = bool(self.summary.statuses) or not page.is_file()
+        changed = bool(self.summary.statuses) or self.renamed > 0 or not page.is_file()
         if self.settings.report and changed and not self.options.stop:
             self.options.progress.phase("writing the report", len(self.album.photos), "photos")
             write_output_report(self.album.output, progress=self.options.progress.advance)
@@ -277,6 +285,11 @@ class Run:
         if measured is not None:
             return float(measured)
         return estimate_seconds_per_face(self.model.load(), max(len(face.references) for face in faces))
+
+    def _stands(self, row: DoneRow, task: PhotoTask, people: People) -> bool:
+        """Whether a photo would be done as it was."""
+        recorded = self.ledger.faces_done(task.photo.relative)
+        return row.recipe == task.recipe and references_stand(task, recorded, people)
 
     def _look(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Look into photos and record what is found; returns why for those that cannot be read."""

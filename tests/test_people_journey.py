@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
-from albums import Borrow, make_portraits, old_photo
+from albums import Borrow, make_portraits, old_photo, portrait
 from PIL import Image
 
 from facefix.faces.backends import Backend, load_backend
 from facefix.job import Options, Request, restore_album, survey_album
 from facefix.photos.ledger import FaceOutcome, Ledger
+from facefix.report import write_output_report
 from facefix.report.contact_sheet import write_people_page
 from facefix.settings import Settings
+from facefix.summary import Summary
 from facefix.takeback import take_back
 
 REGION = (
@@ -97,3 +101,85 @@ def test_corrections_are_honoured_and_can_be_taken_back(tmp_path: Path, backend:
         assert b"Daniel" in image.info["xmp"], "the names that were there stay"
     (out / "ann.jpg").unlink()
     assert restore_album(request, settings, options()).statuses["restored"] == 1
+
+
+def names(out: Path) -> dict[str, str | None]:
+    return {photo: face.person for photo, face in outcomes(out).items()}
+
+
+def shown_people(out: Path) -> list[str]:
+    """Who is on the report's page."""
+    found = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>',
+        (out / "facefix-report" / "index.html").read_text(),
+        re.DOTALL,
+    )
+    assert found
+    return list(json.loads(found[1])["people"])
+
+
+@pytest.mark.parametrize("where", ["album", "single photos from elsewhere"])
+def test_a_new_name_reaches_photos_that_are_not_done_again(tmp_path: Path, backend: Backend, where: str) -> None:
+    album, out = tmp_path / "album", tmp_path / "out"
+    album.mkdir()
+    for person in ("ann", "bea"):
+        old_photo(person, 0).save(album / f"{person}.jpg", quality=90)
+    request = Request((album,) if where == "album" else tuple(sorted(album.iterdir())))
+    settings = Settings.load({"output": out, "faces": "dlib", "restore": "all"})
+
+    def options() -> Options:
+        return Options(backend=backend, restorer=Borrow())
+
+    write_people_page(survey_album(request, settings, options()))
+    restore_album(request, settings, options())
+    before = names(out)
+    assert set(before.values()) == {"Person 1", "Person 2"}
+    people_file = out / "people.toml"
+    people_file.write_text(people_file.read_text().replace(f'"{before["ann.jpg"]}"', '"Aunt Ann"'))
+
+    write_output_report(out, again=True)
+    assert shown_people(out) == sorted(("Aunt Ann", str(before["bea.jpg"])))
+    assert names(out) == before, "the report command shows; it does not write"
+    summary = restore_album(request, settings, options())
+    assert (summary.already_done, summary.statuses) == (2, {})
+    assert names(out) == {"ann.jpg": "Aunt Ann", "bea.jpg": before["bea.jpg"]}
+    assert "Aunt Ann" in shown_people(out)
+
+    people_file.write_text(people_file.read_text().replace(f'"{before["bea.jpg"]}"', '"Bea"'))
+    summary = restore_album(request, settings, options())
+    assert (summary.already_done, summary.statuses) == (2, {})
+    assert shown_people(out) == ["Aunt Ann", "Bea"], "the run writes the page again for a name alone"
+
+
+def test_photos_are_done_again_when_a_reference_turns_out_to_be_somebody_else(tmp_path: Path, backend: Backend) -> None:
+    album, out = tmp_path / "album", tmp_path / "out"
+    album.mkdir()
+    for number in range(2):
+        old_photo("ann", number).save(album / f"ann{number}.jpg", quality=90)
+    portrait("ann").save(album / "sharp.png")
+    old_photo("bea", 0).save(album / "bea.jpg", quality=90)
+    request, settings = Request((album,)), Settings.load({"output": out, "faces": "dlib"})
+
+    def run() -> tuple[Summary, dict[str, list[str]]]:
+        summary = restore_album(request, settings, Options(backend=backend, restorer=Borrow()))
+        used = {photo: [Path(note.path).name for note in face.references] for photo, face in outcomes(out).items()}
+        return summary, used
+
+    _, used = run()
+    assert used["ann0.jpg"] == used["ann1.jpg"] == ["sharp.png"] and used["bea.jpg"] == []
+    split = '[[person]]\nname = "Ann"\nfaces = ["ann0.jpg#0", "ann1.jpg#0"]\n'
+    others = '[[person]]\nid = "p8"\nname = "Her sister"\nfaces = ["sharp.png#0"]\n'
+    bea = '[[person]]\nid = "p9"\nname = "Bea"\nfaces = ["bea.jpg#0"]\n'
+    people_file = out / "people.toml"
+
+    people_file.write_text(split + others + bea)
+    summary, used = run()
+    assert summary.statuses["restored"] == 2 and summary.already_done == 2
+    assert used["ann0.jpg"] == used["ann1.jpg"] == []
+
+    people_file.write_text(split + others + bea.replace("id =", 'merge = ["p8"]\nid ='))
+    summary, used = run()
+    assert used["bea.jpg"] == ["sharp.png"], "merged by hand: what had no references has some now"
+    assert summary.statuses.total() == 1 and names(out)["sharp.png"] == "Bea"
+    summary, _ = run()
+    assert (summary.already_done, summary.statuses) == (4, {})

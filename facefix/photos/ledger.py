@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -391,6 +391,21 @@ class Ledger:
                 tuple(json.loads(notes or "[]")),
                 end or 0.0,
             )
+
+    def faces_done(self, relative: Path) -> tuple[FaceOutcome, ...]:
+        """What became of the faces of the photo at that place in the output tree."""
+        return self._outcomes(_key(relative))
+
+    def rename(self, names: Mapping[tuple[Path, int], str | None]) -> int:
+        """Give faces, by place in the output tree and number, other names; return how many changed. Commits."""
+        rows = self._connection.execute("SELECT relative, number, person FROM outcomes").fetchall()
+        known = [((_path(relative), number), relative, person) for relative, number, person in rows]
+        changed = [
+            (names[face], relative, face[1]) for face, relative, person in known if names.get(face, person) != person
+        ]
+        with self._connection:
+            self._connection.executemany("UPDATE outcomes SET person = ? WHERE relative = ? AND number = ?", changed)
+        return len(changed)
 
     def _outcomes(self, relative: bytes) -> tuple[FaceOutcome, ...]:
         rows = self._connection.execute(

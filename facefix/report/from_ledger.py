@@ -1,10 +1,13 @@
-"""The report of an output folder, from its ledger."""
+"""The report of an output folder, from its ledger, with the names that people.toml gives now."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from facefix.album import PEOPLE_FILE
 from facefix.errors import UsageError
+from facefix.people_file import PeopleFile
+from facefix.people_now import with_names_now
 from facefix.photos.ledger import LEDGER_NAME, FaceOutcome, Ledger, PhotoOutcome, ReferenceNote
 from facefix.photos.scan import OUTPUT_MARKER
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
@@ -14,14 +17,14 @@ def report_of(output: Path) -> Report:
     """What the ledger below an output folder says.
 
     Raises:
-        UsageError: there is no ledger: it is not an output folder of facefix.
+        UsageError: there is no ledger: it is not an output folder of facefix; or people.toml cannot be understood.
     """
     if not (output / OUTPUT_MARKER / LEDGER_NAME).is_file():
         raise UsageError(
             f"{output}: expected an output folder of `facefix restore`, found no {OUTPUT_MARKER}/{LEDGER_NAME} in it"
         )
     with Ledger.snapshot(output) as ledger:
-        photos = list(ledger.photos())
+        photos = with_names_now(list(ledger.photos()), PeopleFile.read(output / PEOPLE_FILE))
         uses = _reference_uses(photos, ledger)
     return Report(
         title=f"facefix: {output.absolute().name or output.absolute()}",

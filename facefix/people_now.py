@@ -1,0 +1,101 @@
+"""Whose face it is by now: names and references of photos done before, after people.toml or the grouping changed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from facefix.people_file import FaceLabeller, PeopleFile, PeopleIndex, whole_photo
+from facefix.photos.ledger import FaceOutcome, PhotoOutcome
+from facefix.plan import Found, People, PhotoTask
+
+PlacedFace = tuple[Path, int]
+"""place of a photo in the output tree, number of the face in it"""
+
+
+def names_now(found: Found, people: People) -> dict[PlacedFace, str | None]:
+    """What everybody in the album is called, for the faces whose identity is known."""
+    names: dict[PlacedFace, str | None] = {}
+    for photo, indexed in found.photos.items():
+        for face in indexed.faces:
+            if face.embedding is not None:
+                owner = people.owner(face)
+                names[photo.relative, face.index] = None if owner is None else owner.name
+    return names
+
+
+def references_stand(task: PhotoTask, recorded: Iterable[FaceOutcome], people: People) -> bool:
+    """Whether a photo's faces were restored with references that still are their people's.
+
+    A correction by hand may have moved a face, or a reference, to somebody else; and a face that had no references may
+    have got some by a merge.
+
+    Args:
+        task: what would be done with the photo now.
+        recorded: what was done with its faces.
+        people: everybody.
+    """
+    owners = {face.key: person.id for person in people.persons for face in person.faces}
+    before = {outcome.face: outcome for outcome in recorded}
+    for face in task.faces:
+        owner, outcome = people.owner(face.face), before.get(face.number)
+        if owner is None or outcome is None:
+            continue
+        used = {owners.get((note.path, note.face), owner.id) for note in outcome.references}
+        if used - {owner.id} or (owner.is_merged and face.references and not outcome.references):
+            return False
+    return True
+
+
+def with_names_now(photos: Sequence[PhotoOutcome], people: PeopleFile) -> list[PhotoOutcome]:
+    """Photos as recorded, their faces called what people.toml calls them.
+
+    A face that the file does not list is called as the listed faces are that once had the same name. Faces of people
+    that the file does not know keep their name.
+    """
+    if not people.persons and not people.ignored:
+        return list(photos)
+    index = PeopleIndex(people)
+    labels = _photo_labels(photos, people)
+    renamed: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for photo in photos:
+        for face in photo.faces:
+            owner = index.owner(f"{labels[photo.relative]}#{face.face}")
+            if owner is not None and face.person is not None:
+                renamed[face.person][_name(index, owner)] += 1
+    names = {old: count.most_common(1)[0][0] for old, count in renamed.items()}
+    return [
+        replace(photo, faces=tuple(_with_name_now(face, labels[photo.relative], index, names) for face in photo.faces))
+        for photo in photos
+    ]
+
+
+def _with_name_now(face: FaceOutcome, photo: str, index: PeopleIndex, names: Mapping[str, str]) -> FaceOutcome:
+    label = f"{photo}#{face.face}"
+    if index.ignores(label):
+        return replace(face, person=None)
+    owner = index.owner(label)
+    if owner is not None:
+        return replace(face, person=_name(index, owner))
+    return replace(face, person=None if face.person is None else names.get(face.person, face.person))
+
+
+def _name(index: PeopleIndex, owner: str) -> str:
+    return index.entries[owner].name or f"Person {owner.removeprefix('p')}"
+
+
+def _photo_labels(photos: Sequence[PhotoOutcome], people: PeopleFile) -> dict[Path, str]:
+    """How people.toml writes each photo: by its place in the output tree, else by its path or the end of it."""
+    label = FaceLabeller(Path()).photo
+    places = {photo.relative: label(photo.relative) for photo in photos}
+    listed = {whole_photo(face) for entry in people.persons for face in entry.faces}
+    listed |= {whole_photo(face) for face in people.ignored}
+    elsewhere = listed - set(places.values())
+    for photo in photos:
+        if places[photo.relative] not in listed:
+            parts = photo.source.parts
+            endings = (label(PurePath(*parts[start:])) for start in range(len(parts)))
+            places[photo.relative] = next((text for text in endings if text in elsewhere), places[photo.relative])
+    return places
