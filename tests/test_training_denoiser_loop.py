@@ -176,7 +176,7 @@ def test_a_guided_denoiser_trains_and_its_pipeline_looks_at_the_guide(material: 
 
 def test_aligned_references_are_mirrored_as_their_faces_are(material: Path, tmp_path: Path) -> None:
     task = DenoiserTask(
-        guided(material, tmp_path / "run", references={"pristine": 1.0, "share": 1}), torch.device("cpu")
+        guided(material, tmp_path / "run", references={"pristine": 1.0, "share": 1, "nulled": 0.0}), torch.device("cpu")
     )
     batch = task._draw(task.inside, 12, torch.Generator().manual_seed(0))
     assert {0, 1} == set(batch.mirrored.tolist())

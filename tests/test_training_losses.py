@@ -84,11 +84,12 @@ def test_orthogonal_updates_have_singular_values_near_one(shape: tuple[int, int]
     assert 0.5 < float(values.min()) <= float(values.max()) < 1.4
 
 
-def test_muon_goes_down_and_resumes() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_goes_down_and_resumes(dtype: torch.dtype) -> None:
     def problem() -> tuple[nn.Module, Optimisers]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
-        return network, Optimisers(network, "muon", 1e-3, 0.02, 0.0)
+        return network, Optimisers(network, "muon", 1e-3, 0.02, 0.0, dtype)
 
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from facefix.device import DTYPES
 from facefix.errors import DeviceError, NotFiniteError
 from facefix.training.config import Machine, Schedule
 from facefix.training.optimiser import Optimisers
@@ -128,7 +129,12 @@ class Leg:
         schedule = config.schedule
         self.run = RunFolder(config.run)
         self.optimisers = Optimisers(
-            task.network, schedule.optimiser, schedule.learning_rate, schedule.muon_rate, schedule.weight_decay
+            task.network,
+            schedule.optimiser,
+            schedule.learning_rate,
+            schedule.muon_rate,
+            schedule.weight_decay,
+            DTYPES[config.machine.dtype],
         )
         self.average = EMAModel(task.network.parameters(), decay=schedule.ema_decay)
         self.average.to(device)

@@ -32,8 +32,16 @@ def orthogonalised(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum with orthogonal updates, for weights of two or more dimensions."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.9,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """:param dtype: of the orthogonalisation; bfloat16 is exact enough for it and takes less than half the time."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -47,14 +55,21 @@ class Muon(torch.optim.Optimizer):
                 update = parameter.grad.lerp(average, group["momentum"]).reshape(parameter.shape[0], -1)
                 # a tall matrix's orthogonal update has columns of norm 1, so rows shrink with its height
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                parameter.add_(orthogonalised(update).view_as(parameter), alpha=-group["lr"] * scale)
+                direction = orthogonalised(update.to(self.dtype)).to(parameter.dtype)
+                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
 
 
 class Optimisers:
     """The optimisers of a network as one: AdamW for everything, or Muon for inner kernels and AdamW for the rest."""
 
     def __init__(
-        self, network: nn.Module, kind: Literal["adamw", "muon"], learning_rate: float, muon_rate: float, decay: float
+        self,
+        network: nn.Module,
+        kind: Literal["adamw", "muon"],
+        learning_rate: float,
+        muon_rate: float,
+        decay: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         inner = [p for name, p in network.named_parameters() if kind == "muon" and _is_inner(name, p)]
         chosen = {id(parameter) for parameter in inner}
@@ -64,7 +79,7 @@ class Optimisers:
         ]
         self._rates = [learning_rate]
         if inner:
-            self._optimisers.append(Muon(inner, muon_rate))
+            self._optimisers.append(Muon(inner, muon_rate, dtype=dtype))
             self._rates.append(muon_rate)
 
     def step(self, factor: float) -> None:
