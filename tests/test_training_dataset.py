@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from facefix.diffusion.images import to_network
 from facefix.errors import UsageError
 from facefix.training.config import AutoencoderTraining, DenoiserTraining, Faces, read_config, write_config
-from facefix.training.dataset import find_faces, hold_out, load_pixels, read_mapping, to_network
+from facefix.training.dataset import find_faces, hold_out, load_pixels, read_mapping
 from facefix.training.references import PUBLISHED, SAME_PICTURE, augment
 
 

@@ -9,7 +9,7 @@ import typer
 
 from facefix.cli.app import app
 
-train = typer.Typer(help="Train the networks of facefix's own model (needs facefix[train]).", no_args_is_help=True)
+train = typer.Typer(help="Train the networks of facefix's own model (needs facefix\\[train]).", no_args_is_help=True)
 dataset = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 app.add_typer(train, name="train")
 app.add_typer(dataset, name="dataset")

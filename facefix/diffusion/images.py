@@ -71,9 +71,14 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
+def to_network(levels: torch.Tensor) -> torch.Tensor:
+    """Levels 0..255 of any shape and type to float32 -1..1."""
+    return levels.float() / 127.5 - 1
+
+
 def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 (..., H, W, 3) to float32 (..., 3, H, W): x / 127.5 - 1."""
-    return torch.from_numpy(np.array(pixels, dtype=np.float32)).div_(127.5).sub_(1).movedim(-1, -3).contiguous()
+    return to_network(torch.from_numpy(np.array(pixels))).movedim(-1, -3).contiguous()
 
 
 def tensor_to_pixels(images: torch.Tensor, *, nearest: bool = False) -> np.ndarray:

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor, nn
 
+from facefix.device import choose_device
 from facefix.diffusion.autoencoder import build_autoencoder
+from facefix.diffusion.images import to_network
 from facefix.training.config import AutoencoderTraining
 from facefix.training.crops import CropRecipe, draw_crops
 from facefix.training.dataset import find_faces, load_native
 from facefix.training.identity import DlibFaceNet
-from facefix.training.loop import Leg, Moment, Outcome, autocast, choose_device, place
+from facefix.training.loop import Leg, Moment, Outcome, autocast, place
 from facefix.training.losses import (
     PatchDiscriminator,
     adversarial_weight,
@@ -126,7 +128,7 @@ class AutoencoderTask:
         faces = [F.interpolate(p[None].float(), size=size, mode="bilinear", antialias=True) for p in chosen]
         mirrored = torch.rand(count, generator=generator) < 0.5
         turned = [face.flip(3) if flip else face for face, flip in zip(faces, mirrored.tolist(), strict=True)]
-        return torch.cat(turned).to(self.device) / 127.5 - 1
+        return to_network(torch.cat(turned).to(self.device))
 
     def _noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
         batch, _, height, width = images.shape
@@ -169,7 +171,7 @@ class AutoencoderTask:
         chosen = [pool[index * len(pool) // count] for index in range(count)]
         size = min(256, *(min(picture.shape[1:]) // 8 * 8 for picture in chosen))
         resized = [F.interpolate(p[None].float(), size=(size, size), mode="bilinear", antialias=True) for p in chosen]
-        return (torch.cat(resized) / 127.5 - 1).to(self.device)
+        return to_network(torch.cat(resized).to(self.device))
 
     def _decoded(self, network: nn.Module, images: Tensor) -> Tensor:
         model = cast(Any, network)
@@ -218,7 +220,7 @@ def train_autoencoder(config: AutoencoderTraining, *, resume: bool = False) -> O
 
     Raises UsageError, DeviceError, CheckpointError and NotFiniteError as the parts do.
     """
-    device = choose_device(config.machine)
+    device = choose_device(config.machine.device)
     return Leg(config, AutoencoderTask(config, device), device).train(resume=resume)
 
 

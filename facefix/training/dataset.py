@@ -158,8 +158,3 @@ def load_native(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 RGB at the size of the file."""
     with Image.open(path) as opened:
         return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def to_network(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 -1..1."""
-    return pixels.float() / 127.5 - 1

@@ -12,9 +12,10 @@ from diffusers import VQModel
 from torch import Tensor
 
 from facefix.diffusion.autoencoder import DOWNSAMPLE_FACTOR, decode
+from facefix.diffusion.images import to_network
 from facefix.errors import WeightsUnavailable
 from facefix.training.config import DecodedLosses
-from facefix.training.dataset import TrainingFace, load_pixels, to_network
+from facefix.training.dataset import TrainingFace, load_pixels
 from facefix.training.identity import ArcFace, DlibFaceNet, IdentityNetwork
 from facefix.training.losses import identity_weight
 from facefix.training.perceptual import PerceptualDistance

@@ -17,20 +17,21 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel, VQModel
 from torch import Tensor, nn
 
+from facefix.device import choose_device
 from facefix.diffusion.autoencoder import build_autoencoder
 from facefix.diffusion.cachekv import Branch, ReferenceCache, denoise, install_cachekv, reference_pass
 from facefix.diffusion.guide import choose_guides, is_guided
-from facefix.diffusion.images import resize
+from facefix.diffusion.images import resize, to_network
 from facefix.diffusion.pipeline import ReFLDMPipeline
 from facefix.diffusion.schedule import REFLDM_SCHEDULE, ddim_scheduler, published_alphas_cumprod
 from facefix.diffusion.unet import build_unet
 from facefix.errors import UsageError
 from facefix.training.config import DenoiserTraining
-from facefix.training.dataset import find_faces, hold_out, load_pixels, to_network
+from facefix.training.dataset import find_faces, hold_out, load_pixels
 from facefix.training.decoded import DecodedTerms
 from facefix.training.degradation import degrade
 from facefix.training.latents import BankBuilder
-from facefix.training.loop import Leg, Moment, Outcome, autocast, choose_device, place
+from facefix.training.loop import Leg, Moment, Outcome, autocast, place
 from facefix.training.runs import Sheet
 
 _TIMESTEPS = 1000
@@ -406,5 +407,5 @@ def train_denoiser(config: DenoiserTraining, *, resume: bool = False) -> Outcome
 
     Raises UsageError, DeviceError, CheckpointError, WeightsUnavailable and NotFiniteError as the parts do.
     """
-    device = choose_device(config.machine)
+    device = choose_device(config.machine.device)
     return Leg(config, DenoiserTask(config, device), device).train(resume=resume)

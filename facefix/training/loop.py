@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from facefix.device import DTYPES
-from facefix.errors import DeviceError, NotFiniteError
+from facefix.errors import NotFiniteError
 from facefix.training.config import Machine, Schedule
 from facefix.training.optimiser import Optimisers
 from facefix.training.runs import Config, RunFolder, Sheet
@@ -92,14 +92,6 @@ class Outcome:
     finished: bool
     minutes: float
     """of training, all legs together"""
-
-
-def choose_device(machine: Machine) -> torch.device:
-    """The device of a configuration. Raises DeviceError when CUDA is asked for and is not there."""
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("machine.device: expected a CUDA GPU, found none; use cpu or auto")
-    wanted = machine.device
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def autocast(device: torch.device, machine: Machine) -> torch.autocast:

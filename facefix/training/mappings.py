@@ -124,8 +124,9 @@ def embed_folder(images: Path, identity: str) -> tuple[list[str], NDArray[np.flo
     """
     import torch
 
+    from facefix.diffusion.images import to_network
     from facefix.training.config import Faces
-    from facefix.training.dataset import find_faces, load_pixels, to_network
+    from facefix.training.dataset import find_faces, load_pixels
     from facefix.training.decoded import identity_network
 
     paths = [face.path for face in find_faces(Faces(images=(images,)))]
