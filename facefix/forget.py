@@ -5,10 +5,11 @@ Embeddings are biometric data. What was restored stays; who it was is not known 
 
 from __future__ import annotations
 
-import mmap
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -33,6 +34,9 @@ FaceKey = tuple[str, int]
 ARCFACE_SAME_DISTANCE = 1.05
 """Distance of embeddings of length 1 up to which ArcFace sees one person: a cosine of 0.45 (see faces/embed.py)."""
 
+_SEARCHED_AT_ONCE = 1 << 24
+"""bytes"""
+
 _SEARCHED_SUFFIXES = frozenset({".sqlite", ".toml", ".html", ".json", ".js", ".npz", ".npy", ".tmp"})
 
 
@@ -45,6 +49,8 @@ class Forgotten:
     """entries of people.toml"""
     searched_files: int
     """files that were searched by bytes afterwards"""
+    pages: tuple[Path, ...] = ()
+    """pages that were made again or, where that cannot be done here, removed"""
 
 
 def forget(output: Path, person: str | None = None) -> Forgotten:
@@ -52,7 +58,8 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
 
     Faces are taken for the person's when a run took them for it, when people.toml or the photo's own metadata says so,
     when they are in a portrait folder of that name, or when they are as similar to one of these as faces of one person
-    are: rather one face too many than one left.
+    are: rather one face too many than one left. The report is made again without them; the contact sheet, which only
+    `facefix people` can make, is removed.
 
     :param person: name, or id in people.toml; None: everybody.
     :raises UsageError: there is no ledger, or nobody of that name.
@@ -64,17 +71,39 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
             f"{output}: expected an output folder of facefix, found no {OUTPUT_MARKER}/{LEDGER_NAME} in it"
         )
     with locked(output):
+        names = set[str]() if person is None else _names(output, person)
         with Ledger.open(output) as ledger:
             stored = list(ledger.embeddings())
-            doomed = stored if person is None else _of_person(ledger, output, person, stored)
-            count = ledger.forget(None if person is None else {(face.sha256, face.number) for face in doomed})
+            doomed = stored if person is None else _of_person(ledger, output, person, names, stored)
+            count = ledger.forget(None if person is None else {(face.sha256, face.number) for face in doomed}, names)
         entries = forget_person(output / PEOPLE_NAME, person)
+        pages = _renew_pages(output)
         searched = _require_gone(output, [face.vector for face in doomed])
-    return Forgotten(count, entries, searched)
+    return Forgotten(count, entries, searched, pages)
 
 
-def _of_person(ledger: Ledger, output: Path, person: str, stored: Sequence[StoredEmbedding]) -> list[StoredEmbedding]:
-    names = _names(output, person)
+def _renew_pages(output: Path) -> tuple[Path, ...]:
+    """Make the report again where there is one; remove the contact sheet. Returns what was made or removed."""
+    from facefix.report import REPORT_FOLDER, write_output_report
+    from facefix.report.contact_sheet import SHEET_FOLDER
+
+    pages = []
+    if (output / REPORT_FOLDER / "index.html").is_file():
+        pages.append(write_output_report(output, again=True))
+    if (output / SHEET_FOLDER).is_dir():
+        try:
+            shutil.rmtree(output / SHEET_FOLDER)
+        except OSError as error:
+            raise FacefixError(
+                f"{output / SHEET_FOLDER}: cannot be removed: {error.strerror or error}; it still shows whom it showed"
+            ) from error
+        pages.append(output / SHEET_FOLDER)
+    return tuple(pages)
+
+
+def _of_person(
+    ledger: Ledger, output: Path, person: str, names: set[str], stored: Sequence[StoredEmbedding]
+) -> list[StoredEmbedding]:
     keys: set[FaceKey] = set()
     for name in names:
         keys.update(ledger.faces_of(name))
@@ -194,12 +223,13 @@ def _with_same_box(faces: Sequence[StoredEmbedding], stored: Sequence[StoredEmbe
 
 def _require_gone(output: Path, vectors: Sequence[NDArray[np.float32]]) -> int:
     """Search facefix's own files for the embeddings' bytes; return how many files were searched."""
-    # any 16 bytes of an embedding identify it, and an index of them makes the search one pass over each file
+    # any 16 bytes of an embedding identify it
     needles = {vector.tobytes()[start : start + 16] for vector in vectors for start in (0, 64)}
+    words = np.sort(np.array([int.from_bytes(needle[:8], "little") for needle in needles], np.uint64))
     searched = 0
     for path in _own_files(output):
         searched += 1
-        if _contains(path, needles):
+        if _contains(path, needles, words):
             raise FacefixError(f"{path}: an embedding is still in this file; remove it, or run facefix forget again")
     return searched
 
@@ -212,8 +242,18 @@ def _own_files(output: Path) -> Iterator[Path]:
                 yield path
 
 
-def _contains(path: Path, needles: set[bytes]) -> bool:
-    if not needles or path.stat().st_size == 0:
+def _contains(path: Path, needles: AbstractSet[bytes], words: NDArray[np.uint64]) -> bool:
+    """Whether a file holds one of the needles at any place; ``words`` are their first 8 bytes, sorted."""
+    size = path.stat().st_size
+    if not needles or size < 16:
         return False
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(needle) >= 0 for needle in needles)
+    content = np.memmap(path, np.uint8, "r")
+    for start in range(0, size, _SEARCHED_AT_ONCE):
+        part = content[start : start + _SEARCHED_AT_ONCE + 16]
+        for shift in range(8):
+            there = part[shift : shift + (len(part) - shift) // 8 * 8].view("<u8")
+            near = words[np.minimum(np.searchsorted(words, there), len(words) - 1)]
+            for place in shift + 8 * np.flatnonzero(near == there):
+                if part[place : place + 16].tobytes() in needles:
+                    return True
+    return False

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 from command_line import facefix
 from numpy.typing import NDArray
+from PIL import Image
 
 from facefix.faces.face import Detection, Face, Quality
 from facefix.photos.ledger import FaceOutcome, IndexedPhoto, Ledger, NamedBox, PhotoOutcome, ReferenceNote
 from facefix.photos.lock import locked
+from facefix.report import REPORT_FOLDER, write_output_report
+from facefix.report.contact_sheet import SHEET_FOLDER, SheetFace, SheetPerson, write_contact_sheet
 
 Vector = NDArray[np.float32]
 
@@ -162,3 +168,73 @@ def test_a_running_job_is_not_disturbed(known: Known) -> None:
     with locked(known.output):
         assert facefix("forget", known.output).code == 75
     assert "ledger.sqlite" in known.files_with(known.anna)
+
+
+@pytest.fixture
+def shown(known: Known) -> Known:
+    """The same with real pictures, a report and a contact sheet."""
+    for folder in (known.output.parent / "album", known.output):
+        folder.mkdir(exist_ok=True)
+        for number in range(10):
+            Image.fromarray(skimage.data.astronaut()[number : 200 + number, :300]).save(folder / f"{number}.jpg")
+    for number in range(2):
+        Image.fromarray(skimage.data.astronaut()[:150, :150]).save(
+            known.output.parent / "refs" / "Anna" / f"{number}.jpg"
+        )
+    write_output_report(known.output)
+    people = (
+        SheetPerson("p1", "Anna", (SheetFace(known.output / "0.jpg", (0.0, 10.0, 80.0, 90.0), "0.jpg#0"),)),
+        SheetPerson("p2", "Bert", (SheetFace(known.output / "0.jpg", (100.0, 10.0, 180.0, 90.0), "0.jpg#1"),)),
+    )
+    sheet = known.output / SHEET_FOLDER
+    write_contact_sheet(people, sheet, title="People", people_file=known.output / "people.toml")
+    return known
+
+
+def own_files(output: Path) -> list[Path]:
+    """Everything but the photos."""
+    return [path for path in output.rglob("*") if path.is_file() and path.parent != output] + [output / "people.toml"]
+
+
+@pytest.mark.parametrize("person", ["Anna", None])
+def test_no_name_and_no_small_picture_is_left(shown: Known, person: str | None) -> None:
+    page = shown.output / REPORT_FOLDER / "index.html"
+    assert any(b"Anna" in path.read_bytes() for path in own_files(shown.output))
+    before = shown_faces(page)
+    assert sum(face["person"] is not None and face["thumbBefore"] is not None for face in before) == 20
+    thumbs = set((page.parent / "thumbs").iterdir())
+
+    done = facefix("forget", shown.output, *([person] if person else []), "--json")
+    assert done.code == 0, done.stderr
+    gone = (b"Anna",) if person else (b"Anna", b"Bert")
+    for path in own_files(shown.output):
+        assert not path.exists() or not any(name in path.read_bytes() for name in gone), path
+    after = shown_faces(page)
+    assert len(after) == 20
+    for was, face in zip(before, after, strict=True):
+        if was["person"] == 0 or person is None:  # Anna
+            assert (face["person"], face["before"], face["references"]) == (None, None, [])
+            assert (face["thumbBefore"], face["thumbAfter"], face["why"]) == (None, None, "forgotten")
+        else:
+            assert (face["person"], face["thumbBefore"]) == (0, was["thumbBefore"])
+    left = set((page.parent / "thumbs").iterdir())
+    removed = [was["thumbBefore"] for was in before if was["person"] == 0 or person is None]
+    assert len(removed) >= 10 and left < thumbs and not {path.name for path in left} & set(removed)
+    assert not (shown.output / SHEET_FOLDER).exists()
+    with Ledger.snapshot(shown.output) as ledger:
+        assert [name for name, _ in ledger.people()] == ([] if person is None else ["Bert"])
+
+
+def shown_faces(page: Path) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return [face for photo in json.loads(found[1])["photos"] for face in photo["faces"]]
+
+
+@pytest.mark.parametrize("place", [0, 3, 15, 16, (1 << 24) - 5, (1 << 24) + 1])
+def test_the_search_finds_an_embedding_at_any_place(known: Known, place: int) -> None:
+    """Also on the border between two parts that are read one after the other."""
+    odd = known.output / ".facefix" / "left.json"
+    odd.write_bytes(b"\1" * place + known.anna[3].tobytes() + b"\1" * 11)
+    done = facefix("forget", known.output)
+    assert (done.code, str(odd) in done.stderr) == (1, True)

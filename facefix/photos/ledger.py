@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,9 @@ from facefix.photos.scan import OUTPUT_MARKER
 LEDGER_NAME = "ledger.sqlite"
 
 _FORGOTTEN = b""
+
+FORGOTTEN = "forgotten"
+"""reason of a face whose person was forgotten"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,31 +432,67 @@ class Ledger:
 
     # forgetting
 
-    def forget(self, faces: Iterable[tuple[str, int]] | None = None) -> int:
+    def forget(self, faces: Iterable[tuple[str, int]] | None = None, names: Collection[str] = ()) -> int:
         """Remove embeddings, of the given (sha256, number) or all, from the file itself; return how many.
 
-        The faces of photos that have an output stay known, without identity, so nothing is done again because of it.
-        Portraits are not known any more: a run that is given them looks at them again.
+        With them goes who the faces, and those that were taken for one of ``names``, were taken for, how alike they
+        were, and which references were used. Faces of photos that have an output stay known, without identity, so
+        nothing is done again because of it. Portraits are not known any more: a run that is given them looks at them
+        again.
         """
+        doomed = None if faces is None else set(faces)
         query = "UPDATE faces SET embedding = ? WHERE length(embedding) > 0"
         with self._connection:
-            if faces is None:
+            if doomed is None:
                 count = self._connection.execute(query, (_FORGOTTEN,)).rowcount
             else:
                 count = sum(
                     self._connection.execute(query + " AND sha256 = ? AND number = ?", (_FORGOTTEN, *face)).rowcount
-                    for face in faces
+                    for face in doomed
                 )
         with self._connection:
-            for table in ("indexed", "faces"):
-                self._connection.execute(
-                    f"DELETE FROM {table} WHERE sha256 IN (SELECT sha256 FROM faces WHERE embedding = ?)"
-                    " AND sha256 NOT IN (SELECT sha256 FROM photos WHERE sha256 IS NOT NULL)",
-                    (_FORGOTTEN,),
-                )
+            self._forget_outcomes(doomed, names)
+            self._forget_named_boxes(None if doomed is None else names)
+            self._connection.execute("DELETE FROM meta WHERE key = 'run'")
+            gone = (
+                "sha256 IN (SELECT sha256 FROM faces WHERE embedding = ?)"
+                " AND sha256 NOT IN (SELECT sha256 FROM photos WHERE sha256 IS NOT NULL)"
+            )
+            for table in ("files", "indexed", "faces"):
+                self._connection.execute(f"DELETE FROM {table} WHERE {gone}", (_FORGOTTEN,))
         self._connection.execute("VACUUM")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return count
+
+    def _forget_outcomes(self, doomed: set[tuple[str, int]] | None, names: Collection[str]) -> None:
+        rows = self._connection.execute(
+            "SELECT relative, outcomes.number, sha256, person, refs FROM outcomes JOIN photos USING (relative)"
+        ).fetchall()
+        contents = dict(self._connection.execute("SELECT path, sha256 FROM files"))
+        for relative, number, sha256, person, refs in rows:
+            if doomed is None or (sha256, number) in doomed or person in names:
+                self._connection.execute(
+                    "UPDATE outcomes SET person = NULL, before = NULL, after = NULL, refs = '[]', reason = ?"
+                    " WHERE relative = ? AND number = ?",
+                    (FORGOTTEN, relative, number),
+                )
+                continue
+            notes = json.loads(refs)
+            kept = [note for note in notes if (contents.get(_key(Path(note[0]).absolute())), note[1]) not in doomed]
+            if len(kept) < len(notes):
+                self._connection.execute(
+                    "UPDATE outcomes SET refs = ? WHERE relative = ? AND number = ?",
+                    (json.dumps(kept), relative, number),
+                )
+
+    def _forget_named_boxes(self, names: Collection[str] | None) -> None:
+        """Take names, or all, out of what photos' own metadata was found to say."""
+        rows = self._connection.execute("SELECT sha256, backend, named FROM indexed WHERE named != '[]'").fetchall()
+        for sha256, backend, named in rows:
+            kept = [] if names is None else [box for box in json.loads(named) if box[0] not in names]
+            self._connection.execute(
+                "UPDATE indexed SET named = ? WHERE sha256 = ? AND backend = ?", (json.dumps(kept), sha256, backend)
+            )
 
     def embeddings(self) -> Iterator[StoredEmbedding]:
         """Every identity embedding there is."""

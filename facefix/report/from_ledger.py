@@ -8,7 +8,7 @@ from facefix.album import PEOPLE_FILE
 from facefix.errors import UsageError
 from facefix.people_file import PeopleFile
 from facefix.people_now import with_names_now
-from facefix.photos.ledger import LEDGER_NAME, FaceOutcome, Ledger, PhotoOutcome, ReferenceNote
+from facefix.photos.ledger import FORGOTTEN, LEDGER_NAME, FaceOutcome, Ledger, PhotoOutcome, ReferenceNote
 from facefix.photos.scan import OUTPUT_MARKER
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
 
@@ -61,7 +61,7 @@ def _photo(photo: PhotoOutcome, output: Path, uses: dict[ReferenceNote, Referenc
 
 def _face(face: FaceOutcome, uses: dict[ReferenceNote, ReferenceUse]) -> ReportFace:
     return ReportFace(
-        box=face.box,
+        box=None if face.reason == FORGOTTEN else face.box,
         verdict=face.verdict,
         person=face.person,
         reason=face.reason,

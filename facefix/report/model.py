@@ -26,8 +26,8 @@ class ReferenceUse:
 class ReportFace:
     """One face and what became of it."""
 
-    box: Box
-    """left, top, right, bottom in pixels of the upright photo as it was"""
+    box: Box | None
+    """left, top, right, bottom in pixels of the upright photo as it was; None: the face is not to be shown by itself"""
     verdict: str
     """restored, kept, flagged or failed"""
     person: str | None = None

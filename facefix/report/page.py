@@ -139,8 +139,10 @@ class _Data:
         }
 
     def _face(self, photo: ReportPhoto, face: ReportFace) -> dict[str, Any]:
-        before = self._thumb(_before(photo, face))
-        after = self._thumb(_after(photo, face)) or before
+        before = after = None
+        if face.box is not None:
+            before = self._thumb(_before(photo, face))
+            after = self._thumb(_after(photo, face)) or before
         return {
             "person": None if face.person is None else self._person_numbers[face.person],
             "verdict": face.verdict,
@@ -207,7 +209,7 @@ def _after(photo: ReportPhoto, face: ReportFace | None = None) -> Cut:
 def _sheets(photo: ReportPhoto) -> list[Sheet]:
     width = photo.size[0] if photo.size else None
     sheets = []
-    faces = (None, *photo.faces)
+    faces = (None, *(face for face in photo.faces if face.box is not None))
     if photo.source is not None and photo.status not in ("failed", "skipped"):
         sheets.append(Sheet(photo.source, tuple(_before(photo, face) for face in faces), width))
     if photo.status in _CHANGED and photo.output is not None:
