@@ -178,7 +178,8 @@ def shown(known: Known) -> Known:
         for number in range(10):
             Image.fromarray(skimage.data.astronaut()[number : 200 + number, :300]).save(folder / f"{number}.jpg")
     for number in range(2):
-        Image.fromarray(skimage.data.astronaut()[:150, :150]).save(
+        face_picture = Image.fromarray(skimage.data.astronaut()[:150, :150])
+        face_picture.save(known.output.parent / "refs" / "Anna" / f"{number}.jpg")
             known.output.parent / "refs" / "Anna" / f"{number}.jpg"
         )
     write_output_report(known.output)
