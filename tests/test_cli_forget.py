@@ -180,8 +180,6 @@ def shown(known: Known) -> Known:
     for number in range(2):
         face_picture = Image.fromarray(skimage.data.astronaut()[:150, :150])
         face_picture.save(known.output.parent / "refs" / "Anna" / f"{number}.jpg")
-            known.output.parent / "refs" / "Anna" / f"{number}.jpg"
-        )
     write_output_report(known.output)
     people = (
         SheetPerson("p1", "Anna", (SheetFace(known.output / "0.jpg", (0.0, 10.0, 80.0, 90.0), "0.jpg#0"),)),
