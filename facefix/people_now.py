@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -37,13 +38,13 @@ def references_stand(task: PhotoTask, recorded: Iterable[FaceOutcome], people: P
         recorded: what was done with its faces.
         people: everybody.
     """
-    owners = {face.key: person.id for person in people.persons for face in person.faces}
+    owners = {(os.path.abspath(face.photo), face.index): one.id for one in people.persons for face in one.faces}
     before = {outcome.face: outcome for outcome in recorded}
     for face in task.faces:
         owner, outcome = people.owner(face.face), before.get(face.number)
         if owner is None or outcome is None:
             continue
-        used = {owners.get((note.path, note.face), owner.id) for note in outcome.references}
+        used = {owners.get((os.path.abspath(note.path), note.face), owner.id) for note in outcome.references}
         if used - {owner.id} or (owner.is_merged and face.references and not outcome.references):
             return False
     return True

@@ -88,3 +88,24 @@ def test_report_of_no_output_folder(tmp_path: Path) -> None:
         report_command(tmp_path)
     with pytest.raises(UsageError):
         report_of(tmp_path / "nothing")
+
+
+def test_report_made_from_another_folder_finds_the_same_files(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs may name photos and portraits by paths relative to the folder they start in."""
+    monkeypatch.chdir(tmp_path)
+    note = ReferenceNote("portrait.png", 0, "sharpest", 0.9)
+    face = FaceOutcome(0, FACE, "restored", "", "Eileen", references=(note,))
+    with Ledger.open(out) as ledger:
+        ledger.record_photo(
+            PhotoOutcome(
+                Path("a.jpg"), Path("album/a.jpg"), "restored", "", "00ff", Path("a.jpg"), "r", (face,), size=(512, 512)
+            )
+        )
+    monkeypatch.chdir("/")
+    page = write_output_report(out, again=True)
+    shown = page_data(page)
+    assert shown["photos"][0]["source"] == "../../album/a.jpg"  # type: ignore[index]
+    assert shown["photos"][0]["before"] is not None  # type: ignore[index]
+    assert shown["references"][0]["thumb"] is not None  # type: ignore[index]

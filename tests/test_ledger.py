@@ -70,7 +70,7 @@ def test_outcomes_come_back_with_any_file_name(tmp_path: Path) -> None:
                 "Ada",
                 0.5,
                 0.75,
-                (ReferenceNote(str(ODD), 2, "sharpest", 0.9),),
+                (ReferenceNote(str(tmp_path / ODD), 2, "sharpest", 0.9),),
                 "m",
                 2.0,
             ),

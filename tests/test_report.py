@@ -109,7 +109,7 @@ def divider(browser: webdriver.Chrome, slider: Any) -> float:
 
 def test_slider_moves_by_mouse_and_by_key(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page)
-    slider = browser.find_elements(By.CSS_SELECTOR, "img-comparison-slider")[1]
+    slider = browser.find_element(By.CSS_SELECTOR, "img-comparison-slider")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
     assert divider(browser, slider) == pytest.approx(50, abs=1)
     width = slider.size["width"]
@@ -128,7 +128,7 @@ def test_slider_moves_by_mouse_and_by_key(browser: webdriver.Chrome, page: Path)
 
 def test_slider_shows_before_on_the_left_and_after_on_the_right(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page)
-    slider = browser.find_elements(By.CSS_SELECTOR, "img-comparison-slider")[1]
+    slider = browser.find_element(By.CSS_SELECTOR, "img-comparison-slider")
     first = slider.find_element(By.CSS_SELECTOR, "[slot=first]")
     second = slider.find_element(By.CSS_SELECTOR, "[slot=second]")
     assert first.get_attribute("src") != second.get_attribute("src")

@@ -327,7 +327,7 @@ class Ledger:
             self._connection.executemany(
                 "INSERT INTO photos (relative, source, status) VALUES (?, ?, 'pending') ON CONFLICT (relative)"
                 " DO UPDATE SET source = excluded.source, recipe = NULL, status = 'pending'",
-                [(_key(relative), _key(source)) for relative, source in photos],
+                [(_key(relative), _key(source.absolute())) for relative, source in photos],
             )
 
     def confirm(self, photos: Iterable[Path], portraits: str) -> None:
@@ -349,7 +349,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     key,
-                    _key(outcome.source),
+                    _key(outcome.source.absolute()),
                     outcome.sha256,
                     outcome.recipe,
                     portraits,
@@ -588,7 +588,7 @@ def _outcome_row(face: FaceOutcome) -> tuple[Any, ...]:
         face.person,
         face.before,
         face.after,
-        json.dumps([[note.path, note.face, note.reason, note.score] for note in face.references]),
+        json.dumps([[os.path.abspath(note.path), note.face, note.reason, note.score] for note in face.references]),
         face.model,
         face.seconds,
         face.quality,

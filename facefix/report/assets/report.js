@@ -32,6 +32,11 @@
     say();
   }
 
+  function fit(picture, photo) {
+    picture.style.aspectRatio = `${photo.width} / ${photo.height}`;
+    picture.style.width = `min(100%, ${(26 * photo.width / photo.height).toFixed(2)}rem)`;
+  }
+
   function comparison(photo) {
     const holder = element("div", { class: "compare" });
     const before = photo.before ?? photo.after;
@@ -40,12 +45,18 @@
       holder.append(element("p", { class: "missing" }, photo.why || "no picture could be made of this file"));
       return holder;
     }
+    if (before === after) {
+      const only = image(before, photo.name);
+      fit(only, photo);
+      holder.append(only, element("span", { class: "tag before", "aria-hidden": "true" }, "unchanged"));
+      return holder;
+    }
     const slider = element("img-comparison-slider", {
       value: 50, keyboard: "disabled", role: "slider", tabindex: 0, "aria-valuemin": 0, "aria-valuemax": 100,
       "aria-label": `${photo.name}: share of the picture that shows it before`,
-    }, image(before, `${photo.name}, before`, "first"), image(after, `${photo.name}, after`, "second"));
-    slider.style.aspectRatio = `${photo.width} / ${photo.height}`;
-    slider.style.width = `min(100%, ${(26 * photo.width / photo.height).toFixed(2)}rem)`;
+    }, image(before, `${photo.name}, before`, "first"), image(after, `${photo.name}, after`, "second"),
+    element("div", { class: "handle", slot: "handle", "aria-hidden": "true" }, "‹ ›"));
+    fit(slider, photo);
     slideWithKeys(slider);
     holder.append(slider, element("span", { class: "tag before", "aria-hidden": "true" }, "before"),
       element("span", { class: "tag after", "aria-hidden": "true" }, "after"));
@@ -56,19 +67,19 @@
 
   function similarity(face) {
     const line = element("div", { class: "numbers" });
-    if (face.before === null && face.after === null) {
-      line.append("similarity unknown");
-    } else {
-      line.append("similarity ", element("b", {}, number(face.before)), " → ", element("b", {}, number(face.after)));
+    const parts = [];
+    if (face.before !== null || face.after !== null) {
+      parts.push(["similarity ", element("b", {}, number(face.before)), " → ", element("b", {}, number(face.after))]);
     }
-    if (face.model !== null) line.append(` · ${data.models[face.model]}`);
-    if (face.seconds !== null) line.append(` · ${face.seconds.toFixed(1)} s`);
+    if (face.model !== null) parts.push([data.models[face.model]]);
+    if (face.seconds !== null) parts.push([`${face.seconds.toFixed(1)} s`]);
+    parts.forEach((part, place) => line.append(...(place ? [" · "] : []), ...part));
     if (face.why) line.append(element("div", {}, face.why));
     return line;
   }
 
   function references(face) {
-    if (!face.references.length) return element("div", { class: "numbers" }, "no references");
+    if (!face.references.length) return null;
     const list = element("ul", { class: "references" });
     for (const use of face.references) {
       const { thumb, name, why } = data.references[use];
@@ -81,8 +92,9 @@
 
   function faceRow(face) {
     const person = face.person === null ? "nobody known" : data.people[face.person];
-    const pair = element("div", { class: "pair" },
-      face.thumbBefore && image(face.thumbBefore, `${person}, before`), face.thumbAfter && image(face.thumbAfter, `${person}, after`));
+    const pair = element("div", { class: "pair" });
+    if (face.thumbBefore) pair.append(image(face.thumbBefore, `${person}, before`));
+    if (face.thumbAfter && face.thumbAfter !== face.thumbBefore) pair.append(image(face.thumbAfter, `${person}, after`));
     const head = element("div", {}, element("bdi", { class: "who" }, person),
       element("span", { class: `verdict ${face.verdict}` }, face.verdict));
     return element("li", { class: "face" }, pair, head, similarity(face), references(face));
@@ -144,7 +156,7 @@
     photo.changed = largest(photo.faces.map((face) => face.change ?? -Infinity));
     const ranks = photo.faces.map((face) => VERDICTS.indexOf(face.verdict));
     photo.worst = photo.status === "failed" ? -1 : ranks.length ? Math.min(...ranks) : VERDICTS.length;
-    const shell = element("article", { class: "photo", "aria-label": photo.name, "data-place": place });
+    const shell = element("article", { class: "photo", "aria-label": photo.name, "data-place": place, tabindex: -1 });
     shell.photo = photo;
     shell.filled = false;
     return shell;
