@@ -151,6 +151,7 @@ class Finisher:
             strength=self.settings.strength,
             grey=opened.photo.is_grey,
             scale=self.settings.upscale,
+            photo_crop=opened.crops[number],
         )
 
 

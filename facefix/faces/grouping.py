@@ -6,8 +6,8 @@ their members are: candidates are found once, in blocks. The result equals that 
 face has more than ``NEIGHBOURS`` others below the threshold.
 
 A face may have ``noise``: what its own doubtful embedding adds to its squared distance to every other, and what is
-taken off again: |a - b|^2 - noise_a - noise_b. Its mean over pairs of faces is that of the groups less the groups' means
-of noise, so everything above holds.
+taken off again: |a - b|^2 - noise_a - noise_b. Its mean over pairs of faces is that of the groups less the groups'
+means of noise, so everything above holds.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from facefix.faces import align
 from facefix.faces.backends import Backend
@@ -62,8 +63,8 @@ class UprightPhoto(Protocol):
 def index_photo(photo: UprightPhoto, backend: Backend) -> list[Face]:
     """The faces of a photo, left to right, with embedding and quality.
 
-    Where the file does not say which way is up, and nothing is found or only faces that lie on their side, the photo is
-    also tried turned by 90, 270 and 180 degrees; faces come back in coordinates of the photo as read.
+    Where the file does not say which way is up and no sure, upright face is found, the photo is also tried turned by
+    90, 270 and 180 degrees; faces come back in coordinates of the photo as read.
     """
     detections = _detect(photo, backend)
     detections.sort(key=lambda detection: (detection.box[0] + detection.box[2], detection.box[1]))
@@ -84,25 +85,52 @@ def index_photo(photo: UprightPhoto, backend: Backend) -> list[Face]:
 
 def _detect(photo: UprightPhoto, backend: Backend) -> list[Detection]:
     found = backend.detector.detect(photo.pixels)
-    evidence = _upright(found)
-    if photo.orientation is not None or evidence > 0.75 * len(found):
+    if photo.orientation is not None or _has_upright_face(found):
+        return found
+    quarter_turns = _best_turn(photo.pixels, found, backend)
+    if quarter_turns == 0:
+        return found
+    turned = backend.detector.detect(np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns)))
+    if _upright(turned) < _upright(found) + _MARGIN_OF_A_TURN:
         return found
     height, width = photo.pixels.shape[:2]
-    for quarter_turns in (1, 3, 2):
-        turned = backend.detector.detect(np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns)))
-        if _upright(turned) > evidence + _MARGIN_OF_A_TURN:
-            evidence = _upright(turned)
-            found = [turned_back(face, quarter_turns, width, height) for face in turned]
-    return found
+    return [turned_back(face, quarter_turns, width, height) for face in turned]
 
 
 _MARGIN_OF_A_TURN = 0.1
 """Evidence that a turned photo must have more than the photo as it is."""
 
+_SURE = 0.7
+"""Confidence of a face that says which way is up; those of our photographs have more than 0.85 unless in profile."""
+
+_LEAST_SIDE_TO_HALVE = 640
+"""Which way is up is looked for in the photo at half its size, unless it is smaller than this."""
+
+
+def _best_turn(pixels: NDArray[np.uint8], found: Sequence[Detection], backend: Backend) -> int:
+    """Quarter turns after which the photo has the most evidence of being the right way up; 0 unless clearly so."""
+    small = np.asarray(Image.fromarray(pixels).reduce(2)) if min(pixels.shape[:2]) >= _LEAST_SIDE_TO_HALVE else pixels
+    best, most = 0, _upright(found) + _MARGIN_OF_A_TURN
+    for quarter_turns in (1, 3, 2):
+        turned = backend.detector.detect(np.ascontiguousarray(np.rot90(small, quarter_turns)))
+        if _upright(turned) > most:
+            best, most = quarter_turns, _upright(turned)
+        if best and _has_upright_face(turned):
+            break
+    return best
+
+
+def _has_upright_face(found: Sequence[Detection]) -> bool:
+    return any(face.confidence >= _SURE and not _lies_on_its_side(face) for face in found)
+
+
+def _lies_on_its_side(face: Detection) -> bool:
+    return abs(roll_of(face.landmarks)) > 45
+
 
 def _upright(found: Sequence[Detection]) -> float:
     """Evidence that a photo is the right way up: confidence in its faces, those lying on their side counting half."""
-    return sum(face.confidence * (0.5 if abs(roll_of(face.landmarks)) > 45 else 1.0) for face in found)
+    return sum(face.confidence * (0.5 if _lies_on_its_side(face) else 1.0) for face in found)
 
 
 def group_faces(

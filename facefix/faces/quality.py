@@ -31,6 +31,9 @@ _FINE_SIGMAS = (1.0, 2.0)
 _COARSE_SIGMAS = (4.0, 8.0)
 """Standard deviations in crop pixels between which detail is fine, and coarse: about 4 to 8, and 16 to 32, px wide."""
 
+_TRUNCATE = 4.0
+"""Standard deviations at which a Gaussian ends."""
+
 _FINE_DETAIL_OF_NOISE = 0.371
 """What white noise of standard deviation 1 adds to fine detail: 1.96 sqrt(0.1125 / pi), its 95th percentile there."""
 
@@ -72,8 +75,11 @@ def sharpness_and_noise(crop: NDArray[np.uint8]) -> tuple[float, float]:
 
 def _detail(luma: NDArray[np.float32], low: float, high: float) -> float:
     """95th percentile of the difference of two Gaussians over the face: strength of its edges at that size."""
-    band = gaussian_filter(luma, low, mode="mirror") - gaussian_filter(luma, high, mode="mirror")
-    return float(np.percentile(np.abs(band[_FACE]), 95))
+    reach = math.ceil(_TRUNCATE * high)  # what lies further from the face changes nothing
+    part = luma[tuple(slice(side.start - reach, side.stop + reach) for side in _FACE)]
+    blurred = [gaussian_filter(part, sigma, mode="mirror", truncate=_TRUNCATE) for sigma in (low, high)]
+    band = (blurred[0] - blurred[1])[reach:-reach, reach:-reach]
+    return float(np.percentile(np.abs(band), 95))
 
 
 def _noise(luma: NDArray[np.float32]) -> float:

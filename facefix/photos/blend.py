@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -50,6 +51,7 @@ def blend_face(
     strength: float = 1.0,
     grey: bool = False,
     scale: int = 1,
+    photo_crop: NDArray[np.uint8] | None = None,
 ) -> Region:
     """The region of a photo that changes when ``restored`` takes the place of the face it was made from.
 
@@ -57,19 +59,20 @@ def blend_face(
     and ``matrix`` (2, 3) took the photo to the crop. What is laid over the photo is the *difference* between the new
     crop and the photo's own, so that detail finer than the crop and film grain stay, and the photo's own crop changes
     nothing. Slow changes of colour and light are kept as they are in the photo. ``strength`` 0..1 scales the change; a
-    ``grey`` photo stays grey; ``scale`` gives the region for the photo enlarged that many times.
+    ``grey`` photo stays grey; ``scale`` gives the region for the photo enlarged that many times. ``photo_crop`` is
+    the photo's own crop where it is known already.
     """
     _check(photo_rgb, restored, matrix, strength, scale)
-    photo = photo_rgb if photo_rgb.dtype == np.uint8 else _to_uint8(photo_rgb)
-    photo_crop = warp(photo, matrix)
+    if photo_crop is None:
+        photo_crop = warp(photo_rgb if photo_rgb.dtype == np.uint8 else _to_uint8(photo_rgb), matrix)
     crop, wanted = _to_float(photo_crop), _to_float(restored)
     if grey or is_monochrome(photo_crop):
         wanted = np.repeat((wanted @ _LUMA)[:, :, None], 3, axis=2)
     mask = face_mask()
-    inside = _inside(photo.shape[1], photo.shape[0], matrix)
+    inside = _inside(photo_rgb.shape[1], photo_rgb.shape[0], matrix)
     change = match_low_frequencies(wanted, crop, mask * inside) - crop
     crop_from_picture = compose(matrix, _photo_from_enlarged(scale))
-    box = _bounds(crop_from_picture, photo.shape[1] * scale, photo.shape[0] * scale)
+    box = _bounds(crop_from_picture, photo_rgb.shape[1] * scale, photo_rgb.shape[0] * scale)
     layers = _sample(np.dstack([change, mask]), crop_from_picture, box)
     base = picture_part(photo_rgb, box, scale)
     alpha = layers[:, :, 3] * np.float32(strength)
@@ -78,8 +81,9 @@ def blend_face(
     return Region(box[0], box[1], rgb, np.clip(alpha, 0, 1), scale)
 
 
+@functools.cache
 def face_mask(size: int = CROP_SIZE) -> NDArray[np.float32]:
-    """(size, size) 0..1: 1 over the face, falling smoothly to 0 round it and towards the border of the crop.
+    """(size, size) 0..1, read only: 1 over the face, falling smoothly to 0 round it and towards the crop's border.
 
     The face is taken for an egg shape round the eyes, nose and mouth of TEMPLATE_512: from above the brows to below
     the chin and from ear to ear, wider at the temples than at the jaw.
@@ -96,6 +100,7 @@ def face_mask(size: int = CROP_SIZE) -> NDArray[np.float32]:
     border = np.minimum(axis, CROP_SIZE - 1 - axis) / _BORDER_PX
     fade = _smoothstep(np.minimum(border[:, None], border[None, :]))
     mask: NDArray[np.float32] = (_smoothstep((1 + _FEATHER / 2 - radius) / _FEATHER) * fade).astype(np.float32)
+    mask.setflags(write=False)
     return mask
 
 

@@ -1,7 +1,7 @@
 """How well faces are grouped, and what it costs: real crops for quality, made-up embeddings for size.
 
     python tests/bench/bench_grouping.py quality SHARED [--cache FILE]   precision and recall of pairs
-    python tests/bench/bench_grouping.py portraits SHARED                blurred faces and soft portraits of their people
+    python tests/bench/bench_grouping.py portraits SHARED                blurred faces, soft portraits
     python tests/bench/bench_grouping.py size [--faces 100000]           time and peak memory
 
 SHARED is the folder with data/manifest.csv. Nothing is tuned here: thresholds are those of facefix.faces.embed, and the
@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from facefix.faces import align
 from facefix.faces.backends import Backend, load_backend
@@ -194,6 +195,65 @@ def measure_quality(shared: Path, cache: Path | None) -> None:
         print(f"references chosen in {name}: {chosen}, of the wrong person: {wrong}")
 
 
+def measure_portraits(shared: Path, people: int) -> None:
+    """Degraded faces of ``people``, and for every other person one portrait, sharp or blurred, of another picture."""
+    backend = load_backend("dlib")
+    with open(shared / "data" / "manifest.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train512"]
+    pictures: dict[str, list[str]] = {}
+    for row in rows:
+        pictures.setdefault(row["identity"], []).append(row["file"])
+    chosen = sorted(name for name, files in pictures.items() if len(files) > 1)
+    chosen = np.random.default_rng(0).permutation(chosen)[:people].tolist()
+    crops = {name: [np.array(Image.open(shared / "data" / file)) for file in pictures[name][:2]] for name in chosen}
+    album = {
+        preset: [
+            _made_face(f"{preset}/{name}", _degraded(crops[name][1], preset, seed), backend)
+            for seed, name in enumerate(chosen)
+        ]
+        for preset in ("moderate", "severe")
+    }
+    for blur in (0.0, 2.0, 3.0, 5.0):
+        portraits = [
+            _made_face(
+                f"portrait/{name}",
+                np.array(Image.fromarray(crops[name][0]).filter(ImageFilter.GaussianBlur(blur))),
+                backend,
+            )
+            for name in chosen[::2]
+        ]
+        sharpness = np.median([face.quality.sharpness for face in portraits])
+        for preset, faces in album.items():
+            groups = group_faces([*portraits, *faces], backend, portraits={face.key for face in portraits})
+            owner = {
+                face.photo.split("/")[1]: {other.photo.split("/")[1] for other in group if other.photo in given}
+                for given in [{face.photo for face in portraits}]
+                for group in groups
+                for face in group
+                if face.photo not in given
+            }
+            right = sum(owner[name] == {name} for name in chosen[::2])
+            wrong = sum(bool(found - {name}) for name, found in owner.items())
+            print(
+                f"portraits blurred by {blur:.0f} px (median sharpness {sharpness:.2f}), {preset} faces: {right} of "
+                f"{len(portraits)} find their portrait, {wrong} of {len(faces)} somebody else's",
+                flush=True,
+            )
+
+
+def _degraded(crop: NDArray[np.uint8], preset: str, seed: int) -> NDArray[np.uint8]:
+    from facefix.training import degradation
+
+    image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
+    bad = degradation.apply(image, [degradation.draw(preset, seed)])[0].permute(1, 2, 0).numpy()
+    return ((bad + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+def _made_face(key: str, crop: NDArray[np.uint8], backend: Backend) -> Face:
+    detection = Detection((0, 0, 512, 512), align.TEMPLATE_512, 1.0)
+    return Face(key, 0, detection, backend.embedder.embed([crop])[0], assess(crop, detection))
+
+
 def measure_size(count: int) -> None:
     """People as directions with realistic spread: pairs of one person about 0.2 apart, of two about 1.4."""
     rng = np.random.default_rng(0)
@@ -222,11 +282,16 @@ def main() -> None:
     quality = what.add_parser("quality")
     quality.add_argument("shared", type=Path)
     quality.add_argument("--cache", type=Path)
+    portraits = what.add_parser("portraits")
+    portraits.add_argument("shared", type=Path)
+    portraits.add_argument("--people", type=int, default=80)
     size = what.add_parser("size")
     size.add_argument("--faces", type=int, default=100_000)
     arguments = parser.parse_args()
     if arguments.what == "quality":
         measure_quality(arguments.shared, arguments.cache)
+    elif arguments.what == "portraits":
+        measure_portraits(arguments.shared, arguments.people)
     else:
         measure_size(arguments.faces)
 
