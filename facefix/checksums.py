@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from facefix.download import RemoteFile, check, sha256_of
+from facefix.download import RemoteFile, check
 from facefix.errors import CheckpointError, WeightsUnavailable
+from facefix.photos.atomic import sha256_of, write_bytes
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -20,12 +21,7 @@ def seal(folder: Path) -> Path:
             os.fsync(stream.fileno())
         lines.append(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n")
     sums = folder / CHECKSUMS
-    temporary = folder / f".{CHECKSUMS}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.writelines(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(sums)
+    write_bytes("".join(lines).encode("utf-8"), sums)
     return sums
 
 

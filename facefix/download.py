@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import errno
-import hashlib
 import http.client
 import json
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from facefix.errors import WeightsUnavailable
+from facefix.photos.atomic import sha256_of
 
 BLOCK = 1 << 20
 
@@ -66,12 +66,6 @@ class _Temporary(Exception):
 
 class _Corrupt(_Temporary):
     """The file came whole but is not the one expected: start from nothing."""
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check(path: Path, wanted: RemoteFile) -> str:

@@ -13,8 +13,8 @@ import typer
 
 from facefix import checksums, weights
 from facefix.cli.app import app
-from facefix.download import sha256_of
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
+from facefix.photos.atomic import sha256_of
 
 models = typer.Typer(help="List, fetch, verify and import weights.", no_args_is_help=True)
 app.add_typer(models, name="models")

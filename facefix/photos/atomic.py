@@ -59,12 +59,9 @@ def copy_bytes(source: Path, target: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file at ``path``; raises PhotoError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
+    """Hexadecimal SHA-256 of the file at ``path``. Raises OSError when it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(folder: Path) -> int:

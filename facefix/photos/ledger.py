@@ -7,7 +7,6 @@ done when the row of its output names the same content and the same recipe, and 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from facefix.errors import FacefixError
 from facefix.faces.face import Detection, Face, Quality
+from facefix.photos.atomic import sha256_of
 from facefix.photos.scan import OUTPUT_MARKER
 
 LEDGER_NAME = "ledger.sqlite"
@@ -253,8 +253,7 @@ class Ledger:
         ).fetchone()
         if row is not None and row[:4] == stamp:
             return str(row[4])
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (key, *stamp, digest))
         return digest
 

@@ -341,7 +341,7 @@ def _original_is_there(record: Record, photo: Path, target: Path) -> bool:
         return False
     try:
         return atomic.sha256_of(source) == record.source_sha256
-    except PhotoError:
+    except OSError:
         return False
 
 
