@@ -192,6 +192,7 @@ def test_every_failure_is_on_stderr_with_its_file(finished: Run) -> None:
     failures = [row for row in done.photos if row["status"] == "failed"]
     lines = [line for line in done.stderr.splitlines() if line.startswith("facefix: ")]
     assert len(lines) >= len(failures) > 0
+    assert set(done.stderr.splitlines()) == set(lines), "nothing that decoders print by themselves"
     assert not [
         line for line in done.stderr.splitlines() if any(ord(letter) < 32 and letter != "\t" for letter in line)
     ]

@@ -10,6 +10,7 @@ import photo_factory as factory
 import pytest
 
 from facefix.errors import PhotoError
+from facefix.photos.containers import libtiff
 from facefix.photos.photo import Region, read_photo, write_photo
 
 FILES = 1000
@@ -92,3 +93,16 @@ def test_damaged_metadata_does_not_cost_the_photo(originals: dict[str, bytes], t
         assert result.size == picture.size
         checked += 1
     assert checked or name == "chunks.png"
+
+
+def test_decoders_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff would write straight to file descriptor 2."""
+    assert libtiff.silence() >= 1
+    factory.TIFFS["jpeg.tif"](tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.index(b"\xff\xdb")
+    data[at : at + 2] = b"\xff\xdf"  # quantisation tables become a marker that nobody knows
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(PhotoError, match="cannot be decoded"):
+        read_photo(tmp_path / "a.tif")
+    assert capfd.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Any
@@ -37,7 +38,9 @@ def root(
 
 def run() -> int:
     """Run the command line on ``sys.argv``; return its exit code (DESIGN: 0, 1, 2, 3, 4, 69, 75, 130, 143)."""
-    warnings.filterwarnings("ignore", module="PIL")  # a damaged photo is named with its reason; that is enough
+    # a damaged photo is named with its reason; that is enough
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("imagecodecs").addHandler(logging.NullHandler())
     try:
         code = app(prog_name="facefix", standalone_mode=False)
         return code if isinstance(code, int) else 0

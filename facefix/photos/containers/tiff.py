@@ -17,7 +17,7 @@ from PIL import TiffImagePlugin
 
 from facefix.photos import exif as exif_block
 from facefix.photos import ifd, turning
-from facefix.photos.containers import tiff_patch, tiff_segments
+from facefix.photos.containers import libtiff, tiff_patch, tiff_segments
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.containers.tiff_segments import Geometry
 from facefix.photos.raster import Alpha, Bytes8, Model, Raster
@@ -248,6 +248,7 @@ def _as_stored(raster: Raster, details: _Details) -> NDArray[Any]:
 
 def _decode_by_pillow(source: Source) -> Raster:
     details: _Details = source.details
+    libtiff.silence()
     image = TiffImagePlugin.TiffImageFile(io.BytesIO(source.data))
     image.load()  # which turns the picture upright
     samples = turning.contiguous(turning.stored(np.asarray(image), exif_block.orientation(source.exif)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facefix.photos import ifd
+from facefix.photos.containers import libtiff
 from facefix.photos.turning import contiguous
 
 Samples = NDArray[Any]
@@ -233,6 +234,7 @@ def _fax(geometry: Geometry, samples: Samples) -> bytes:
     """A single strip as libtiff codes it. The bits are passed on as they are: 1 is whatever the file says it is."""
     image = Image.fromarray(contiguous(samples[:, :, 0]).astype(bool))
     buffer = io.BytesIO()
+    libtiff.silence()
     image.save(buffer, "TIFF", compression=_FAX_NAMES[geometry.compression], strip_size=1 << 30)
     written = buffer.getvalue()
     layout, at = ifd.header(written)
