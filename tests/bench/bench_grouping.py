@@ -33,7 +33,7 @@ from facefix.faces.quality import assess, yaw_of
 
 SPLITS = ("train512", "train256", "eval_public")
 
-SAFETY = 0.025
+SAFETY = 0.05
 """Part by which a threshold stays below the first that joins a wrong pair on the half that chooses it."""
 
 

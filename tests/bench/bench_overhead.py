@@ -1,6 +1,7 @@
 """What the pipeline costs beside its parts: overhead, device utilisation, memory, a second run.
 
 python tests/bench/bench_overhead.py overhead [PHOTOS]   no-op model against a straight loop, on one core
+python tests/bench/bench_overhead.py person SHARED       20 faces, 5 references: encoded once, and for every face
 python tests/bench/bench_overhead.py busy [PHOTOS]       part of the restore phase in which the device works
 python tests/bench/bench_overhead.py memory [PHOTOS]     peak memory of PHOTOS and of a tenth of them; a second run
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -115,11 +117,15 @@ def settings(output: Path, threads: int) -> Settings:
     return Settings(output=output, threads=threads, report=False, restore="all", min_face=10)
 
 
-def make_photos(folder: Path, count: int, side: int) -> None:
-    """Photos of one person in a landscape, ``side`` px, the face about a sixth of that; upright, as cameras say."""
+def make_photos(folder: Path, count: int, side: int, *, says_up: bool = True) -> None:
+    """Photos of one person in a landscape, ``side`` px, the face about a sixth of that.
+
+    They are upright, and ``says_up`` writes that into EXIF, as cameras do.
+    """
     folder.mkdir()
     upright = Image.Exif()
-    upright[0x0112] = 1
+    if says_up:
+        upright[0x0112] = 1
     for number in range(count):
         picture = landscape(number).resize((side, side), Image.Resampling.BICUBIC)
         person = old_photo(PEOPLE[number % len(PEOPLE)], number)
@@ -138,11 +144,11 @@ def straight_loop(folder: Path, output: Path, backend: Backend) -> None:
         Image.fromarray(photo.pixels).save(output / path.name, quality=90)
 
 
-def overhead(folder: Path, count: int, side: int) -> None:
+def overhead(folder: Path, count: int, side: int, *, says_up: bool = True) -> None:
     """The pipeline with a no-op model against the straight loop, both on one core."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
     torch.set_num_threads(1)
-    make_photos(folder / "album", count, side)
+    make_photos(folder / "album", count, side, says_up=says_up)
     plain = load_backend("dlib")
     straight_loop(folder / "album", folder / "warm", plain)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -155,7 +161,8 @@ def overhead(folder: Path, count: int, side: int) -> None:
     )
     run = (time.perf_counter() - wall, time.process_time() - cpu)
     assert summary.statuses["restored"] == count, summary.statuses
-    print(f"{count} photos of {side} x {side} px, one face each, one core")
+    kind = "" if says_up else ", EXIF does not say which way is up"
+    print(f"{count} photos of {side} x {side} px, one face each, one core{kind}")
     print(f"straight loop  {count / loop[0]:.3f} photos/s wall, {loop[1] / count * 1000:.0f} ms processor time a photo")
     print(f"pipeline       {count / run[0]:.3f} photos/s wall, {run[1] / count * 1000:.0f} ms processor time a photo")
     print(f"ratio          {loop[0] / run[0]:.3f} wall, {loop[1] / run[1]:.3f} processor time")
@@ -175,6 +182,31 @@ def busy(folder: Path, count: int) -> None:
             Request((folder / "album",)), settings(folder / f"out{seconds}", len(os.sched_getaffinity(0))), options
         )
         print(f"device at {seconds} s a face: busy {summary.device_busy:.3f} of {summary.restore_seconds:.1f} s")
+
+
+def person(folder: Path, shared: Path) -> None:
+    """20 degraded photos of one person and 5 portraits through the shipped model, with and without kept references."""
+    pictures = sorted((shared / "data" / "eval_public").glob("lisa_*.jpg"))
+    portraits, others = pictures[:5], pictures[5:]
+    (folder / "refs" / "lisa").mkdir(parents=True)
+    (folder / "album").mkdir()
+    for path in portraits:
+        shutil.copy(path, folder / "refs" / "lisa" / path.name)
+    for number in range(20):
+        picture = Image.open(others[number % len(others)]).convert("RGB")
+        small = picture.resize((150 + 4 * number,) * 2, Image.Resampling.BICUBIC)
+        small.resize((512, 512), Image.Resampling.BICUBIC).save(folder / "album" / f"{number:02}.jpg", quality=80)
+    backend = load_backend("dlib")
+    for cache_mib, name in ((1024, "encoded once"), (0, "encoded for every face")):
+        run = settings(folder / f"out{cache_mib}", len(os.sched_getaffinity(0))).model_copy(
+            update={"refs": folder / "refs", "refs_from": "portraits", "cache_mib": cache_mib, "model": "small"}
+        )
+        summary = restore_album(Request((folder / "album",)), run, Options(backend=backend))
+        device = summary.device
+        print(
+            f"{device.faces} faces of one person, {len(portraits)} references, {name}: {device.references_encoded} "
+            f"reference encodings in {device.encode_seconds:.1f} s, {device.busy_seconds:.1f} s on the device in all"
+        )
 
 
 def memory(folder: Path, count: int) -> None:
@@ -211,10 +243,12 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         if what == "overhead":
-            sides = (1000, 2000)
-            for side in sides:
-                (Path(temporary) / str(side)).mkdir()
-                overhead(Path(temporary) / str(side), int(rest[0]) if rest else 12, side)
+            for side, says_up in ((1000, True), (2000, True), (1000, False)):
+                place = Path(temporary) / f"{side}{says_up}"
+                place.mkdir()
+                overhead(place, int(rest[0]) if rest else 12, side, says_up=says_up)
+        elif what == "person":
+            person(Path(temporary), Path(rest[0]))
         elif what == "busy":
             busy(Path(temporary), int(rest[0]) if rest else 16)
         elif what == "memory":
