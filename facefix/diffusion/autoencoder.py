@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import VQModel
 
+from facefix.diffusion import blocks
 from facefix.errors import UsageError
 
 DOWNSAMPLE_FACTOR = 8
@@ -73,7 +74,10 @@ def encode(autoencoder: VQModel, images: torch.Tensor) -> torch.Tensor:
     :param images: (B, 3, H, W) in [-1, 1], H and W multiples of 8.
     :returns: (B, 8, H/8, W/8), scaled by the model's ``scaling_factor`` (1.0 for the published model).
     """
-    latents: torch.Tensor = autoencoder.encode(images).latents
+    if blocks.applies(images):
+        latents = blocks.convolve(autoencoder.quant_conv, blocks.run_encoder(autoencoder.encoder, images)).contiguous()
+    else:
+        latents = autoencoder.encode(images).latents
     return latents * float(autoencoder.config.scaling_factor)
 
 
@@ -112,5 +116,8 @@ def decode(autoencoder: VQModel, latents: torch.Tensor, *, quantized: bool = Tru
     latents = latents / autoencoder.config.scaling_factor
     if quantized:
         latents = quantize(autoencoder, latents)
+    if blocks.applies(latents):
+        hidden = blocks.convolve(autoencoder.post_quant_conv, latents)
+        return blocks.run_decoder(autoencoder.decoder, hidden).contiguous()
     images: torch.Tensor = autoencoder.decode(latents, force_not_quantize=True).sample
     return images

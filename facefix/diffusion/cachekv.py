@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel, VQModel
 from diffusers.models.attention_processor import Attention
 
+from facefix.diffusion import blocks
 from facefix.diffusion.guide import is_guided
 from facefix.errors import UsageError
 
@@ -267,44 +268,43 @@ def _forward(
         attended: torch.Tensor = layer(hidden, branches=branches, recorded=recorded)
         return attended
 
-    hidden = unet.conv_in(sample)
+    hidden = blocks.convolve(unet.conv_in, sample)
     skips = [hidden]
     for block in unet.down_blocks:
         for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
-            hidden = resnet(hidden, embedding)
+            hidden = blocks.residual_block(resnet, hidden, embedding)
             if attention is not None:
                 hidden, embedding = _copied(hidden, copies * rows), _copied(embedding, copies * rows)
                 hidden = attend(attention, hidden)
             skips.append(hidden)
         for downsampler in block.downsamplers or ():
-            hidden = downsampler(hidden)
+            hidden = blocks.downsample(downsampler, hidden)
             skips.append(hidden)
 
     hidden, embedding = _copied(hidden, copies * rows), _copied(embedding, copies * rows)
-    hidden = unet.mid_block.resnets[0](hidden, embedding)
+    hidden = blocks.residual_block(unet.mid_block.resnets[0], hidden, embedding)
     for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
         hidden = attend(attention, hidden)
-        hidden = resnet(hidden, embedding)
+        hidden = blocks.residual_block(resnet, hidden, embedding, in_place=True)
 
     for block in unet.up_blocks:
         for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", ())):
             skip = _copied(skips.pop(), copies * rows)
-            hidden = resnet(torch.cat([hidden, skip], dim=1), embedding)
+            hidden = blocks.residual_block(resnet, torch.cat([hidden, skip], dim=1), embedding)
             if attention is not None:
                 hidden = attend(attention, hidden)
                 if attention is last_layer:
                     return None
         for upsampler in block.upsamplers or ():
-            hidden = upsampler(hidden)
+            hidden = blocks.upsample(upsampler, hidden)
 
-    prediction: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
-    return prediction
+    return blocks.norm_act_conv(unet.conv_norm_out, unet.conv_act, unet.conv_out, hidden)
 
 
 def _copied(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Rows repeated, one copy of all after the other, until there are this many."""
     times = count // rows.shape[0]
-    return rows if times == 1 else rows.repeat(times, *(1,) * (rows.dim() - 1))
+    return rows if times == 1 else torch.cat([rows] * times)  # keeps the layout
 
 
 class CacheKVAttnProcessor:
@@ -328,13 +328,20 @@ class CacheKVAttnProcessor:
     ) -> torch.Tensor:
         """Self-attention over (B, C, H, W) feature maps, with residual connection."""
         batch, channels, height, width = hidden_states.shape
-        tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (B, T, C)
+        in_rows = blocks.applies(hidden_states)
+        if in_rows:
+            rows = blocks.channels_last(hidden_states)
+            tokens = blocks.normalize(attn.group_norm, rows).flatten(1, 2)  # (B, T, C)
+        else:
+            tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (B, T, C)
         query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)  # (B, T, C)
 
         if recorded is not None:
             recorded[self.layer] = (key, value)
         attended = _attend(query, key, value, attn.heads, self.layer, branches)  # (B, T, C)
 
+        if in_rows:
+            return blocks.channels_first(attn.to_out[0](attended).view_as(rows).add_(rows))
         attended = attn.to_out[0](attended).transpose(1, 2).reshape(batch, channels, height, width)
         # The result keeps the layout of the feature map. A transposed one would send the layers after it through
         # torch's channels-last GroupNorm, which on the CPU is ten times less exact in fp32.

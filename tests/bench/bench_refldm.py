@@ -28,7 +28,6 @@ from rich.table import Table
 
 from facefix import ReferenceCache, ReFLDMPipeline
 from facefix.device import DTYPES, choose_device
-from facefix.diffusion import autoencoder as vqgan
 from facefix.diffusion.autoencoder import build_autoencoder
 from facefix.diffusion.cachekv import attention_layers, denoise, reference_pass
 from facefix.diffusion.schedule import ddim_scheduler
@@ -176,8 +175,8 @@ def measure(pipeline: ReFLDMPipeline, repeats: int, slow_repeats: int) -> Clock:
         with plain.installed():
             clock("plain/reference pass", lambda: plain.reference_pass(reference_latents))
             plain.forget()
-            clock("plain/encode references", lambda: pipeline._encode_strip(images))
-            clock("plain/encode LQ", lambda: pipeline._encode(images[:1]))
+            clock("plain/encode references", lambda: _plain_encode(pipeline, torch.cat(images.unbind(0), dim=2)[None]))
+            clock("plain/encode LQ", lambda: _plain_encode(pipeline, images[:1]))
             clock("plain/decode", lambda: _plain_decode(pipeline, latents))
     return clock
 
@@ -190,13 +189,17 @@ def _pair(pipeline: ReFLDMPipeline, sample: torch.Tensor, branches: Any, copies:
     return denoise(pipeline.unet, sample, 500, branches, copies=copies)
 
 
+def _plain_encode(pipeline: ReFLDMPipeline, images: torch.Tensor) -> torch.Tensor:
+    return pipeline.autoencoder.encode(images).latents
+
+
 def _plain_decode(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Full distance matrix |z|^2 + |e|^2 - 2 z e, then the decoder."""
     codes = pipeline.autoencoder.quantize.embedding.weight.float()
     vectors = latents.permute(0, 2, 3, 1).reshape(-1, 8)
     distances = vectors.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * vectors @ codes.T
     nearest = codes[distances.argmin(1)].view(1, 64, 64, 8).permute(0, 3, 1, 2)
-    return vqgan.decode(pipeline.autoencoder, nearest.to(pipeline.autoencoder.dtype), quantized=False)
+    return pipeline.autoencoder.decode(nearest.to(pipeline.autoencoder.dtype), force_not_quantize=True).sample
 
 
 def totals(parts: dict[str, float]) -> dict[str, float]:
