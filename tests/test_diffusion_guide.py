@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny import tiny_pipeline
 
 from facefix import ReferenceCache, ReFLDMPipeline
-from facefix.diffusion.guide import choose_guides
+from facefix.diffusion.guide import choose_references, complete
+from facefix.diffusion.images import to_tensor
+from facefix.diffusion.schedule import ddim_scheduler
 from facefix.errors import UsageError
 
 
@@ -24,41 +29,72 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
 
 
-def latents(*seeds: int) -> torch.Tensor:
-    return torch.stack([torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def images(*seeds: int) -> torch.Tensor:
+    return torch.cat([to_tensor(picture(seed), 64, argument="images") for seed in seeds])
 
 
-def test_the_guide_is_the_reference_laid_out_most_like_the_face() -> None:
-    references = latents(1, 2, 3)[None]
-    light = torch.linspace(0.5, 2, 8).view(8, 1, 1)
-    faces = torch.stack([light * references[0, 2] + 3, references[0, 0] - light])  # other light, other contrast
-    guides = choose_guides(faces + 0.1 * latents(4, 5), references)
-    assert torch.equal(guides, references[0, [2, 0]])
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    small = F.interpolate(images, scale_factor=1 / 4, mode="area")
+    return F.interpolate(small, size=images.shape[2:], mode="bicubic").clamp(-1, 1)
+
+
+def noise(seed: int) -> torch.Tensor:
+    return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_a_face_that_lost_nothing_is_left_as_it_is() -> None:
+    face, other = noise(1), 0.5 * noise(2)
+    torch.testing.assert_close(complete(face, other), face, rtol=0, atol=1e-5)
+
+
+def test_a_blurred_face_gets_the_detail_of_the_reference_and_keeps_its_light() -> None:
+    truth = noise(1)
+    lq = blurred(truth) * 0.5 + 0.2
+    guide = complete(lq, truth)
+    assert (guide - truth).std() < 0.3 * (lq - truth).std()
+    torch.testing.assert_close(guide.mean((2, 3)), lq.mean((2, 3)), rtol=0, atol=0.01)
+    flat = complete(lq, torch.zeros_like(lq))  # a reference without detail has none to give
+    torch.testing.assert_close(flat, lq, rtol=0, atol=0.05)
+
+
+def test_the_reference_laid_out_most_like_the_face_is_chosen() -> None:
+    references = images(1, 2, 3)[None]
+    faces = torch.cat([0.5 * references[0, 2:] + 0.3, 0.8 * references[0, :1] - 0.1])  # other light, other contrast
+    assert torch.equal(choose_references(blurred(faces), references), references[0, [2, 0]])
 
 
 def test_each_face_chooses_for_itself() -> None:
-    faces, references = latents(1, 2, 3), latents(4, 5, 6, 7)[None]
-    together = choose_guides(faces, references)
-    alone = torch.cat([choose_guides(face[None], references) for face in faces])
+    faces, references = images(1, 2, 3), images(4, 5, 6, 7)[None]
+    together = choose_references(faces, references)
+    alone = torch.cat([choose_references(face[None], references) for face in faces])
     assert torch.equal(together, alone)
     per_row = torch.stack([references[0].roll(shift, 0) for shift in range(3)])
-    assert torch.equal(choose_guides(faces, per_row), together)
+    assert torch.equal(choose_references(faces, per_row), together)
 
 
 def test_the_guide_reaches_the_denoiser_beside_cachekv(pipeline: ReFLDMPipeline) -> None:
-    """With the same keys and values, another guide gives another face; without references the guide is zero."""
+    """With the same keys and values, another guide gives another face."""
     start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     cache = pipeline.encode_references([picture(1)])
     other = pipeline.encode_references([picture(2)])
-    swapped = ReferenceCache(cache.layers, 1, "each", (), other.latents)
     results = [
         pipeline(picture(0), references, 2, 1.0, latents=start, output_type="latent").images
-        for references in (cache, swapped, None)
+        for references in (cache, replace(cache, images=other.images), replace(other, images=cache.images), None)
     ]
-    assert (results[0] - results[1]).abs().max() > 1e-3
-    zero = ReferenceCache(cache.layers, 1, "each", (), torch.zeros_like(cache.latents))
-    unguided = pipeline(picture(0), zero, 2, 1.0, latents=start, output_type="latent").images
-    assert (results[0] - unguided).abs().max() > 1e-3
+    for number, result in enumerate(results):
+        assert all((result - later).abs().max() > 1e-3 for later in results[number + 1 :])
+
+
+def test_a_residual_model_that_changes_nothing_returns_the_guide() -> None:
+    pipeline = tiny_pipeline(guided=True, residual=True, keep_detail=True)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.bias)
+    pipeline.scheduler = ddim_scheduler(prediction_type="sample", set_alpha_to_one=True)
+    lq, reference = blurred(noise(1)), noise(2)
+    result = pipeline(lq, pipeline.encode_references(reference), 1, 1.0, output_type="pt").images
+    expected = complete(lq, reference.half().float()).clamp(-1, 1)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(pipeline(lq, None, 1, 1.0, output_type="pt").images, lq, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
@@ -81,23 +117,23 @@ def test_guidance_is_linear_between_the_guided_and_the_null_branch(pipeline: ReF
     torch.testing.assert_close(by_scale[2], by_scale[0] + 1.5 * (by_scale[1] - by_scale[0]), rtol=0, atol=1e-3)
 
 
-def test_caches_keep_their_latents_when_joined_split_and_moved(pipeline: ReFLDMPipeline) -> None:
+def test_caches_keep_their_images_when_joined_split_and_moved(pipeline: ReFLDMPipeline) -> None:
     one, two = pipeline.encode_references([picture(1)]), pipeline.encode_references([picture(2)])
     both = ReferenceCache.compose([one, two])
-    assert both.latents is not None and one.latents is not None and two.latents is not None
-    assert torch.equal(both.latents, torch.cat([one.latents, two.latents], 1))
-    assert [torch.equal(a.latents, b.latents) for a, b in zip(both.split(), (one, two), strict=True)] == [True, True]
+    assert both.images is not None and one.images is not None and two.images is not None
+    assert torch.equal(both.images, torch.cat([one.images, two.images], 1))
+    for part, whole in zip(both.split(), (one, two), strict=True):
+        assert part.images is not None and torch.equal(part.images, whole.images)
+    assert both.nbytes == one.nbytes + two.nbytes
     halved = both.to(dtype=torch.float16)
-    assert halved.latents is not None and halved.latents.dtype == torch.float16
-    assert both.nbytes == one.nbytes + two.nbytes == 2 * halved.nbytes
+    assert halved.images is not None and torch.equal(halved.images, both.images)
 
 
-def test_a_cache_without_latents_is_refused(pipeline: ReFLDMPipeline) -> None:
+def test_a_cache_without_images_is_refused(pipeline: ReFLDMPipeline) -> None:
     cache = pipeline.encode_references([picture(1)])
-    stripped = ReferenceCache(cache.layers, 1, "each")
     with pytest.raises(UsageError, match="made by this model"):
-        pipeline(picture(0), stripped, 1, 1.0)
+        pipeline(picture(0), replace(cache, images=None), 1, 1.0)
 
 
-def test_a_denoiser_without_a_guide_keeps_no_latents() -> None:
-    assert tiny_pipeline().encode_references([picture(1)]).latents is None
+def test_a_denoiser_without_a_guide_keeps_no_images() -> None:
+    assert tiny_pipeline().encode_references([picture(1)]).images is None

@@ -29,7 +29,6 @@ from diffusers import UNet2DModel, VQModel
 from diffusers.models.attention_processor import Attention
 
 from facefix.diffusion import blocks
-from facefix.diffusion.guide import is_guided
 from facefix.errors import UsageError
 
 FusedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -52,8 +51,8 @@ class ReferenceCache:
     encoding: ReferenceEncoding = "strip"
     sources: tuple[str, ...] = ()
     """where the references came from, in order: file names or whatever the caller gave"""
-    latents: torch.Tensor | None = None
-    """(1, N, 8, h, w) (or (B, N, 8, h, w)) latents of the references, for a denoiser that takes one as a guide"""
+    images: torch.Tensor | None = None
+    """(1, N, 3, S, S) (or (B, N, 3, S, S)) references in [-1, 1], for a denoiser that takes a guide made from them"""
 
     def __post_init__(self) -> None:
         if self.num_references < 1:
@@ -62,9 +61,9 @@ class ReferenceCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values, and of the latents where they are kept, in bytes."""
+        """Memory of all keys and values, and of the images where they are kept, in bytes."""
         tensors = [tensor for pair in self.layers.values() for tensor in pair]
-        tensors += [] if self.latents is None else [self.latents]
+        tensors += [] if self.images is None else [self.images]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
@@ -83,8 +82,8 @@ class ReferenceCache:
         if (device, dtype) == (self.device, self.dtype):
             return self
         layers = {name: (k.to(device, dtype), v.to(device, dtype)) for name, (k, v) in self.layers.items()}
-        latents = None if self.latents is None else self.latents.to(device, dtype)
-        return ReferenceCache(layers, self.num_references, self.encoding, self.sources, latents)
+        images = None if self.images is None else self.images.to(device)
+        return ReferenceCache(layers, self.num_references, self.encoding, self.sources, images)
 
     @classmethod
     def compose(cls, caches: Sequence[ReferenceCache]) -> ReferenceCache:
@@ -108,9 +107,9 @@ class ReferenceCache:
         }
         sources = tuple(source for cache in caches for source in cache.sources)
         count = sum(cache.num_references for cache in caches)
-        kept = [cache.latents for cache in caches if cache.latents is not None]
-        latents = torch.cat(kept, dim=1) if len(kept) == len(caches) else None
-        return cls(layers, count, "each", sources, latents)  # type: ignore[arg-type]
+        kept = [cache.images for cache in caches if cache.images is not None]
+        images = torch.cat(kept, dim=1) if len(kept) == len(caches) else None
+        return cls(layers, count, "each", sources, images)  # type: ignore[arg-type]
 
     def split(self) -> tuple[ReferenceCache, ...]:
         """One cache per reference of an ``"each"`` cache: views, no copy. The inverse of :meth:`compose`.
@@ -126,11 +125,9 @@ class ReferenceCache:
             for name, (k, v) in self.layers.items()
         }
         sources = self.sources or ("",) * self.num_references
-        latents = (None,) * self.num_references if self.latents is None else self.latents.split(1, dim=1)
+        images = (None,) * self.num_references if self.images is None else self.images.split(1, dim=1)
         return tuple(
-            ReferenceCache(
-                {name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],), latents[i]
-            )
+            ReferenceCache({name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],), images[i])
             for i in range(self.num_references)
         )
 
@@ -210,7 +207,7 @@ def reference_pass(
         name: (k.reshape(batch, -1, k.shape[-1]), v.reshape(batch, -1, v.shape[-1]))
         for name, (k, v) in recorded.items()
     }
-    return ReferenceCache(layers, count, encoding, sources, per_row if is_guided(unet) else None)
+    return ReferenceCache(layers, count, encoding, sources)
 
 
 def denoise(

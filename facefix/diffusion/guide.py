@@ -1,9 +1,11 @@
-"""The guide: the reference that fits a face best, as further input channels of the denoiser.
+"""The guide: the LQ face completed with the detail of the reference that fits it best.
 
-Crops are aligned to one template, so a reference lies nearly on the face that is to be restored. A denoiser that is
-given its latents beside the LQ latents can use them from the first layer on, and learns to from far fewer faces than
-attention to the references needs (compare GFRNet's warped guidance, arXiv 1804.04829). It still reads all references
-through CacheKV. Whether a denoiser wants a guide follows from its input channels: noisy, LQ and guide latents.
+Crops are aligned to one template, so a reference lies nearly on the face that is to be restored. In a Laplacian pyramid
+(Burt and Adelson 1983) the LQ face keeps the bands that it still has, and takes those that it lost from the reference.
+A denoiser that is given the latents of this guide beside the LQ latents, and diffuses the difference to it, has the
+person's features from the first step on; it has to learn only where the two pictures do not fit. It reads all the
+references through CacheKV as well. Whether a denoiser takes a guide follows from its input channels: noisy, LQ and
+guide latents.
 """
 
 from __future__ import annotations
@@ -12,8 +14,16 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-_PLACES = 8
+_COARSEST = 16
+"""px; below this everything is the LQ face's: light, colour, pose"""
+
+_FACE = (0.29, 0.86, 0.25, 0.75)
+"""top, bottom, left, right of brows to chin in FFHQ's framing, as fractions of the crop"""
+
+_PLACES = 16
 """Faces are compared on a grid this wide: what is left of a severely degraded one."""
+
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def is_guided(unet: UNet2DModel) -> bool:
@@ -21,27 +31,73 @@ def is_guided(unet: UNet2DModel) -> bool:
     return bool(unet.config.in_channels == 3 * unet.config.out_channels)
 
 
-def choose_guides(lq_latents: torch.Tensor, reference_latents: torch.Tensor) -> torch.Tensor:
-    """The latents of the reference that is laid out most like each LQ face (pose, expression, hair).
+def complete(lq: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """LQ faces with the bands that they lost taken from references.
 
-    Compared are averages over an 8 x 8 grid, each channel with its own mean and spread taken out, so that neither
-    light nor blur decides. The choice for a face does not depend on the others in the batch.
+    A band of the LQ face is trusted by the square of its amplitude over the reference's, at most 1, both measured
+    inside the face: blur takes whole bands away, and what is left of them is mostly noise.
 
-    :param lq_latents: (B, 8, h, w).
-    :param reference_latents: (1, N, 8, h, w) for all faces, or (B, N, 8, h, w) for each its own.
-    :returns: (B, 8, h, w), in the type of ``lq_latents``.
+    :param lq: (B, 3, S, S) FFHQ-framed faces in [-1, 1].
+    :param reference: (B, 3, S, S) likewise, one for each face.
+    :returns: (B, 3, S, S), not clamped.
     """
-    candidates = reference_latents.expand(len(lq_latents), -1, -1, -1, -1)
+    coarse, lq_bands = _pyramid(lq.float())
+    _, reference_bands = _pyramid(reference.float())
+    for lq_band, reference_band in zip(reversed(lq_bands), reversed(reference_bands), strict=True):
+        trust = (_amplitude(lq_band) / (_amplitude(reference_band) + 1e-6)).clamp(max=1).square()
+        coarse = _resized(coarse, lq_band.shape[-1]) + torch.lerp(reference_band, lq_band, trust)
+    return coarse
+
+
+def choose_references(lq: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """The reference that is laid out most like each LQ face (pose, expression, hair).
+
+    Compared is the luma inside the face on a coarse grid, mean and spread taken out, so that neither light nor blur
+    decides. The choice for a face does not depend on the others in the batch.
+
+    :param lq: (B, 3, S, S) FFHQ-framed faces.
+    :param references: (1, N, 3, S, S) for all faces, or (B, N, 3, S, S) for each its own.
+    :returns: (B, 3, S, S) in float32.
+    """
+    candidates = references.expand(len(lq), -1, -1, -1, -1)
     if candidates.shape[1] == 1:
-        return candidates[:, 0].to(lq_latents.dtype)
-    faces = _layout(lq_latents)[:, None]  # (B, 1, 8, 64)
-    distance = (faces - _layout(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])).square().mean((2, 3))
+        return candidates[:, 0].float()
+    faces = _layout(lq)[:, None]  # (B, 1, places)
+    distance = (faces - _layout(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])).square().mean(2)
     best = distance.argmin(dim=1)
-    return candidates[torch.arange(len(best), device=best.device), best].to(lq_latents.dtype)
+    return candidates[torch.arange(len(best), device=best.device), best].float()
 
 
-def _layout(latents: torch.Tensor) -> torch.Tensor:
-    """(n, 8, h, w) -> (n, 8, 64), zero mean and unit spread in each channel."""
-    places = F.adaptive_avg_pool2d(latents.float(), _PLACES).flatten(2)
-    spread: torch.Tensor = places - places.mean(2, keepdim=True)
-    return spread / (spread.square().mean(2, keepdim=True).sqrt() + 1e-6)
+def _pyramid(images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(B, 3, S, S) -> what is left at the coarsest size, and the bands from fine to coarse, each half as wide."""
+    bands = []
+    while images.shape[-1] > _COARSEST:
+        smaller = _resized(images, images.shape[-1] // 2)
+        bands.append(images - _resized(smaller, images.shape[-1]))
+        images = smaller
+    return images, bands
+
+
+def _resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _amplitude(band: torch.Tensor) -> torch.Tensor:
+    """(B, 3, s, s) -> (B, 1, 1, 1): root mean square of the luma inside the face."""
+    return _face_luma(band).square().mean((1, 2)).sqrt().view(-1, 1, 1, 1)
+
+
+def _layout(images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, S, S) -> (n, places): luma inside the face on a coarse grid, zero mean and unit spread."""
+    places = _face_luma(_resized(images.float(), 2 * _PLACES)).flatten(1)
+    places = places - places.mean(1, keepdim=True)
+    unit: torch.Tensor = places / (places.square().mean(1, keepdim=True).sqrt() + 1e-6)
+    return unit
+
+
+def _face_luma(images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, s, s) -> (n, rows, columns) of the face."""
+    top, bottom, left, right = (round(fraction * images.shape[-1]) for fraction in _FACE)
+    face = images[:, :, top:bottom, left:right]
+    luma: torch.Tensor = (face * face.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1)
+    return luma

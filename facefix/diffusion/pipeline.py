@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from facefix.diffusion.cachekv import (
     install_cachekv,
     reference_pass,
 )
-from facefix.diffusion.guide import choose_guides, is_guided
+from facefix.diffusion.guide import choose_references, complete, is_guided
 from facefix.diffusion.images import Images, resize, tensor_to_pil, to_tensor
 from facefix.diffusion.schedule import prepare
 from facefix.errors import NotFiniteError, UsageError
@@ -41,14 +42,16 @@ class ReFLDMPipeline(DiffusionPipeline):
 
     :param autoencoder: VQGAN.
     :param unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a
-        guide, the best fitting reference, beside the LQ latents.
+        guide (:mod:`facefix.diffusion.guide`) beside the LQ latents.
     :param scheduler: noise schedule and sampler.
     :param reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published
         model was trained; ``"each"`` one by one, so that caches of single images can be composed.
     :param quantize_latents: decode through the codebook (the published model) or from the latents as they are.
-    :param residual: the denoiser diffuses the difference between the HQ and the LQ latent instead of the HQ latent.
-    :param keep_detail: what comes out is the LQ crop plus the change that the model makes to it, the difference of two
-        decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a residual model.
+    :param residual: the denoiser diffuses the difference between the HQ latent and the LQ latent (the guide's, where
+        it takes one) instead of the HQ latent.
+    :param keep_detail: what comes out is the LQ crop (the guide) plus the change that the model makes to it, the
+        difference of two decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a
+        residual model.
     :param latent_scale: standard deviation of what is diffused; it is divided by this so that it has unit variance.
     :param crop_size: px of the square crops that go in and come out; by default what the denoiser works at. Where it
         differs, crops are resized on the way in and out.
@@ -130,12 +133,14 @@ class ReFLDMPipeline(DiffusionPipeline):
         :raises UsageError: no image, or not square images.
         :raises NotFiniteError: the result holds NaN or infinity.
         """
-        pixels = resize(to_tensor(images, self.crop_size, argument="references"), self.work_size)
-        pixels = pixels.clamp(-1, 1)
+        crops = to_tensor(images, self.crop_size, argument="references").to(self.unet.device)
+        pixels = resize(crops, self.work_size).clamp(-1, 1)
         latents = self._encode_strip(pixels) if self.config.reference_encoding == "strip" else self._encode(pixels)
         cache = reference_pass(
             self.unet, latents, encoding=self.config.reference_encoding, sources=tuple(str(name) for name in sources)
         )
+        if is_guided(self.unet):
+            cache = replace(cache, images=crops.clamp(-1, 1).half()[None])
         if not all(bool(torch.isfinite(v).all() & torch.isfinite(k).all()) for k, v in cache.layers.values()):
             raise NotFiniteError(
                 f"references: expected finite keys and values, found NaN or infinity in {self.unet.dtype}; try fp32"
@@ -180,22 +185,23 @@ class ReFLDMPipeline(DiffusionPipeline):
         crops = to_tensor(lq, self.crop_size, argument="lq")
         pixels = resize(crops, self.work_size).clamp(-1, 1)
 
-        # 2. Encode the LQ faces
+        # 2. Encode the LQ faces, and the guides where the denoiser takes them; both are the LQ faces otherwise
         lq_latents = self._encode(pixels)
+        base, base_latents = self._guides(crops, lq_latents, references)
 
         # 3. Timesteps, start latents
         scheduler = prepare(self.scheduler, steps, lq_latents.device, start)
         noise = self._start_noise(lq_latents, generator, latents)
-        sample = self._start_latents(scheduler, noise, lq_latents, start)
+        sample = self._start_latents(scheduler, noise, base_latents, start)
 
         # 4. Denoising loop
         branches, copies = self._branches(references, scale, lq_latents)
-        guides = self._guides(references, lq_latents)
+        conditions = [lq_latents, base_latents] if is_guided(self.unet) else [lq_latents]
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            faces, shared = _inputs(scaled, lq_latents, guides, copies)
+            faces = torch.cat([scaled, *conditions], dim=1)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
-            prediction = denoise(self.unet, faces, timestep, branches, copies=shared).double()
+            prediction = denoise(self.unet, faces, timestep, branches, copies=copies).double()
             if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
@@ -207,14 +213,14 @@ class ReFLDMPipeline(DiffusionPipeline):
         # 5. Decode
         result = (sample * self.config.latent_scale).float()
         if self.config.residual:
-            result = result + lq_latents.float()
+            result = result + base_latents.float()
         _require_finite(result, self.unet.dtype)
         if output_type == "latent":
             return ImagePipelineOutput(images=result)
         images = torch.cat([self.decode(row) for row in result.split(1)])
         if self.config.keep_detail:
-            unchanged = torch.cat([self.decode(row) for row in lq_latents.split(1)])
-            images = crops.to(images.device) + images - unchanged
+            unchanged = torch.cat([self.decode(row) for row in base_latents.split(1)])
+            images = base.to(images.device) + images - unchanged
         _require_finite(images, self.autoencoder.dtype)
         images = images.clamp(-1, 1)
         if output_type == "pil":
@@ -256,12 +262,12 @@ class ReFLDMPipeline(DiffusionPipeline):
         return latents.to(lq_latents.device, torch.float32)
 
     def _start_latents(
-        self, scheduler: SchedulerMixin, noise: torch.Tensor, lq_latents: torch.Tensor, start_timestep: int | None
+        self, scheduler: SchedulerMixin, noise: torch.Tensor, base_latents: torch.Tensor, start_timestep: int | None
     ) -> torch.Tensor:
-        """Pure noise, or the LQ latent (the zero residual, for a residual model) noised to the first timestep."""
+        """Pure noise, or the LQ or guide latent (zero, for a residual model) noised to the first timestep."""
         if start_timestep is None:
             return noise * float(scheduler.init_noise_sigma)
-        clean = torch.zeros_like(noise) if self.config.residual else lq_latents.float() / self.config.latent_scale
+        clean = torch.zeros_like(noise) if self.config.residual else base_latents.float() / self.config.latent_scale
         noised: torch.Tensor = scheduler.add_noise(clean, noise, scheduler.timesteps[:1].expand(len(noise)))
         return noised
 
@@ -287,18 +293,20 @@ class ReFLDMPipeline(DiffusionPipeline):
             Branch(slice(batch, 2 * batch), references),
         ), 2
 
-    def _guides(self, references: ReferenceCache | None, lq_latents: torch.Tensor) -> torch.Tensor | None:
-        """(B, 8, h, w) latents of each face's guide, zero without references; None for a denoiser that takes none."""
-        if not is_guided(self.unet):
-            return None
-        if references is None:
-            return torch.zeros_like(lq_latents)
-        if references.latents is None:
+    def _guides(
+        self, crops: torch.Tensor, lq_latents: torch.Tensor, references: ReferenceCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, S, S) guides and their latents; the LQ faces without references or for a denoiser without guide."""
+        if not is_guided(self.unet) or references is None:
+            return crops, lq_latents
+        if references.images is None:
             raise UsageError(
-                "references: expected a ReferenceCache made by this model, which keeps the references' latents, found "
+                "references: expected a ReferenceCache made by this model, which keeps the references' images, found "
                 "one without; call encode_references() of this pipeline"
             )
-        return choose_guides(lq_latents, references.latents)
+        crops = crops.to(references.images.device)
+        guides = complete(crops, choose_references(crops, references.images)).clamp(-1, 1)
+        return guides, self._encode(resize(guides, self.work_size).clamp(-1, 1))
 
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.
@@ -310,22 +318,6 @@ class ReFLDMPipeline(DiffusionPipeline):
             if key not in self._null_caches:
                 self._null_caches[key] = reference_pass(self.unet, like.new_zeros(1, *like.shape[1:]))
             return self._null_caches[key]
-
-
-def _inputs(
-    noisy: torch.Tensor, lq_latents: torch.Tensor, guides: torch.Tensor | None, copies: int
-) -> tuple[torch.Tensor, int]:
-    """What the denoiser sees, and how many copies of the batch it stands for.
-
-    The unconditional branch has no guide. So with one, the copies differ and are written out.
-    """
-    pair = torch.cat([noisy, lq_latents], dim=1)
-    if guides is None:
-        return pair, copies
-    guided = torch.cat([pair, guides], dim=1)
-    if copies == 1:
-        return guided, 1
-    return torch.cat([torch.cat([pair, torch.zeros_like(guides)], dim=1), guided]), 1
 
 
 def _check_arguments(steps: int, scale: float, start_timestep: int | None, output_type: str) -> None:

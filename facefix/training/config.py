@@ -142,7 +142,7 @@ class References(Section):
     paired: Probability | None = None
     """share of samples of people with several pictures, whose references are other pictures; by default as they are"""
     pristine: Probability = 0.5
-    """share of other pictures that are taken as they are, with an aligned bank"""
+    """share of other pictures that are taken as they are, with a guided bank"""
 
 
 class Bank(Section):
@@ -154,8 +154,8 @@ class Bank(Section):
     """degraded versions of each face"""
     references: Count = 3
     """augmented versions of each face as a reference"""
-    aligned: bool = False
-    """references stay on the template, for a denoiser with a guide; version r of face i is mirrored where i + r is odd.
+    guided: bool = False
+    """for a denoiser that takes a guide: guides for all degraded versions, and references that stay on the template.
     There must be an even number of references and of degraded versions."""
 
     @model_validator(mode="after")
@@ -163,8 +163,8 @@ class Bank(Section):
         if unknown := set(self.presets) - set(PRESETS):
             raise ValueError(f"presets: expected some of {sorted(PRESETS)}, found {sorted(unknown)}")
         counts = {"references": self.references, "presets": sum(self.presets.values())}
-        if self.aligned and (odd := [name for name, count in counts.items() if count % 2]):
-            raise ValueError(f"{odd}: expected even numbers with aligned references, found {counts}")
+        if self.guided and (odd := [name for name, count in counts.items() if count % 2]):
+            raise ValueError(f"{odd}: expected even numbers with guides, found {counts}")
         return self
 
 
@@ -221,7 +221,7 @@ class DenoiserTraining(Section):
     """decode through the codebook"""
     model: str | dict[str, Any] = "small"
     start_from: Path | None = None
-    """folder of a UNet2DModel to go on from; input channels that it lacks (a guide's) start at zero"""
+    """folder of a UNet2DModel to go on from; without a guide's input channels, these and the output start at zero"""
     bank: Bank
     references: References = References()
     objective: Objective = Objective()

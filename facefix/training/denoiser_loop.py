@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from facefix.device import choose_device
 from facefix.diffusion.autoencoder import build_autoencoder
 from facefix.diffusion.cachekv import Branch, ReferenceCache, denoise, install_cachekv, reference_pass
-from facefix.diffusion.guide import choose_guides, is_guided
+from facefix.diffusion.guide import is_guided
 from facefix.diffusion.images import resize, to_network
 from facefix.diffusion.pipeline import ReFLDMPipeline
 from facefix.diffusion.schedule import REFLDM_SCHEDULE, ddim_scheduler, published_alphas_cumprod
@@ -53,6 +53,8 @@ class Batch:
     """(B, 8, h, w)"""
     references: Tensor
     """(P, n, 8, h, w) references of the first P groups; the others have none"""
+    base: Tensor
+    """(B, 8, h, w) what a residual is relative to: guides, or the degraded latents where there are none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,11 @@ class DenoiserTask:
         if config.start_from:
             _take_over(self.network, UNet2DModel.from_pretrained(config.start_from))
         self.guided = is_guided(self.network)
+        if self.guided != config.bank.guided:
+            raise UsageError(
+                f"bank.guided: expected {self.guided} for a denoiser with {self.network.config.in_channels} input "
+                f"channels, found {config.bank.guided}"
+            )
         place(self.network, device, config.machine)
         if config.machine.compile:
             _compile_blocks(self.network)
@@ -119,13 +126,14 @@ class DenoiserTask:
         keep = (torch.rand(len(batch.faces), generator=generator) >= objective.lq_dropout).to(self.device)
         pooled = (torch.rand(len(batch.faces), generator=generator) < objective.lq_pooled).to(self.device)
         lq = torch.where(pooled.view(-1, 1, 1, 1), _pooled(batch.degraded), batch.degraded) * keep.view(-1, 1, 1, 1)
-        clean = (batch.good - lq if objective.residual else batch.good) / self.latent_scale
+        base = batch.base if self.guided else lq
+        clean = (batch.good - base if objective.residual else batch.good) / self.latent_scale
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         timesteps = self._timesteps(len(clean), generator)
         signal, sigma = self.noise.levels(timesteps)
         noisy = signal * clean + sigma * noise
         with autocast(self.device, self.config.machine):
-            predicted = self._predict(self.network, noisy, lq, timesteps, batch.references).float()
+            predicted = self._predict(self.network, self._seen(noisy, lq, base), timesteps, batch.references).float()
         target = self.noise.target(clean, noise, timesteps, objective.prediction)
         error = predicted - target
         loss = error.square().mean() if objective.loss == "l2" else error.abs().mean()
@@ -134,7 +142,7 @@ class DenoiserTask:
             count = min(objective.decoded.samples, len(clean))
             rows = slice(0, count * (len(clean) // count), len(clean) // count)  # spread over the groups
             guess = self.noise.clean(predicted[rows], noisy[rows], timesteps[rows], objective.prediction)
-            guess = guess * self.latent_scale + (lq[rows] if objective.residual else 0)
+            guess = guess * self.latent_scale + (base[rows] if objective.residual else 0)
             with autocast(self.device, self.config.machine):
                 more, terms = self.decoded(
                     guess,
@@ -159,20 +167,28 @@ class DenoiserTask:
         faces = chosen.repeat_interleave(share)
         versions = torch.randint(self.bank.degraded.shape[1], (len(faces),), generator=generator)
         sides = None
-        if self.config.bank.aligned:  # the references of a group are mirrored as its faces are
+        if self.config.bank.guided:  # the references of a group are mirrored as its faces are
             sides = torch.randint(2, (groups,), generator=generator)
             versions = self._on_side(versions, faces, sides.repeat_interleave(share))
         mirrored = (faces + versions) % 2
         where, versions, side = (index.to(self.device) for index in (faces, versions, mirrored))
         references = self._references(chosen[:present], generator, None if sides is None else sides[:present])
         references = references * (fate[:present, 1] >= settings.nulled).to(self.device).view(-1, 1, 1, 1, 1)
+        degraded = self.bank.degraded[where, versions].float()
         return Batch(
             faces,
             mirrored,
             self.bank.good[where, side].float(),
-            self.bank.degraded[where, versions].float(),
+            degraded,
             references,
+            self._base(degraded, where, versions, present * share),
         )
+
+    def _base(self, degraded: Tensor, faces: Tensor, versions: Tensor, present: int) -> Tensor:
+        """The guides of the first ``present`` samples, those that have references, and the degraded latents."""
+        if self.bank.guides is None:
+            return degraded
+        return torch.cat([self.bank.guides[faces[:present], versions[:present]].float(), degraded[present:]])
 
     def _people(self, pool: list[int], count: int, generator: torch.Generator) -> Tensor:
         """Random faces of the pool, as many of people with several pictures as the configuration says."""
@@ -195,7 +211,7 @@ class DenoiserTask:
     def _references(self, faces: Tensor, generator: torch.Generator, sides: Tensor | None = None) -> Tensor:
         """(P, n, 8, h, w): random other pictures of each person, or the same picture augmented; repeated when few.
 
-        :param sides: (P,) 0 or 1, whether each face is mirrored; for an aligned bank.
+        :param sides: (P,) 0 or 1, whether each face is mirrored; for a guided bank.
         """
         if sides is not None:
             return self._aligned_references(faces, sides, generator)
@@ -238,24 +254,18 @@ class DenoiserTask:
         timesteps = (_TIMESTEPS * uniform ** (1 / self.config.objective.high_timesteps)).long()
         return timesteps.clamp_max(_TIMESTEPS - 1).to(self.device)
 
-    def _predict(self, network: nn.Module, noisy: Tensor, lq: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
-        """The network's output for (B, 8, h, w) latents, the first groups reading their references, with gradient."""
+    def _predict(self, network: nn.Module, seen: Tensor, timesteps: Tensor, references: Tensor) -> Tensor:
+        """The network's output for its (B, C, h, w) input, the first groups reading their references, with gradient."""
         unet = cast(UNet2DModel, network)
-        share = min(self.config.references.share, len(lq))
-        seen = self._seen(noisy, lq, references.repeat_interleave(share, 0))
         if not len(references):
             return denoise(unet, seen, timesteps)
+        share = min(self.config.references.share, len(seen))
         cache = _repeated(reference_pass(unet, references), share)
         return denoise(unet, seen, timesteps, (Branch(slice(0, len(references) * share), cache),))
 
-    def _seen(self, noisy: Tensor, lq: Tensor, references: Tensor) -> Tensor:
-        """The denoiser's input: noisy and LQ latents, and the guide of the first faces, those that have references."""
-        if not self.guided:
-            return torch.cat([noisy, lq], 1)
-        guides = torch.zeros_like(lq)
-        if len(references):
-            guides[: len(references)] = choose_guides(lq[: len(references)], references)
-        return torch.cat([noisy, lq, guides], 1)
+    def _seen(self, noisy: Tensor, lq: Tensor, base: Tensor) -> Tensor:
+        """The denoiser's input: noisy and LQ latents, and the guides where it takes them."""
+        return torch.cat([noisy, lq, base] if self.guided else [noisy, lq], 1)
 
     def after_step(self, moment: Moment, rate_factor: float) -> dict[str, float]:
         """Nothing beside the network learns."""
@@ -271,13 +281,14 @@ class DenoiserTask:
     def held_out(self, network: nn.Module) -> Mapping[str, float]:
         """Squared error of the latents after one step from pure noise, for people never trained on.
 
-        With the right references, with another person's, with none; ``lq`` is the error of the degraded latents.
+        With the right references, with another person's, with none; ``lq`` is the error of the degraded latents. A
+        guided denoiser has the right guide even where CacheKV holds another person's references.
         """
         if not self.outside:
             return {}
         generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
         faces = torch.tensor(self.outside)
-        sides = faces % 2 if self.config.bank.aligned else None
+        sides = faces % 2 if self.config.bank.guided else None
         right = self._references(faces, generator, sides)
         strangers = torch.tensor([self._stranger(face) for face in self.outside])
         wrong = self._references(strangers, generator, sides)
@@ -286,13 +297,18 @@ class DenoiserTask:
         noise = torch.randn(good.shape, generator=generator).to(self.device)
         timesteps = torch.full((len(faces),), _TIMESTEPS - 1, device=self.device)
         errors = {"lq": float((lq - good).square().mean())}
+        guides = lq if self.bank.guides is None else self.bank.guides[self.outside, 0].float()
+        if self.guided:
+            errors["guide"] = float((guides - good).square().mean())
         for name, references in (("right", right), ("wrong", wrong), ("none", right[:0])):
+            base = lq if name == "none" else guides
             guesses = []
             for rows in torch.arange(len(faces)).split(16):
                 mine = references[rows] if len(references) else references
-                predicted = self._ungrouped(network, self._seen(noise[rows], lq[rows], mine), timesteps[rows], mine)
+                seen = self._seen(noise[rows], lq[rows], base[rows])
+                predicted = self._ungrouped(network, seen, timesteps[rows], mine)
                 guess = self.noise.clean(predicted, noise[rows], timesteps[rows], self.config.objective.prediction)
-                guesses.append(guess * self.latent_scale + (lq[rows] if self.config.objective.residual else 0))
+                guesses.append(guess * self.latent_scale + (base[rows] if self.config.objective.residual else 0))
             errors[name] = float((torch.cat(guesses) - good).square().mean())
         return errors
 
@@ -364,7 +380,10 @@ class DenoiserTask:
 
 
 def _take_over(network: UNet2DModel, start: UNet2DModel) -> None:
-    """Copy the weights of ``start``; the network's further input channels get zeros and change nothing at first.
+    """Copy the weights of ``start``.
+
+    Where the network has further input channels, for a guide, they get zeros, and so does its output, which is now
+    relative to the guide: it starts by leaving the guide as it is.
 
     Raises UsageError when the two differ in anything else.
     """
@@ -373,6 +392,7 @@ def _take_over(network: UNet2DModel, start: UNet2DModel) -> None:
     missing = network.conv_in.weight.shape[1] - weights[first].shape[1]
     if missing > 0:
         weights[first] = F.pad(weights[first], (0, 0, 0, 0, 0, missing))
+        weights |= {name: torch.zeros_like(weights[name]) for name in ("conv_out.weight", "conv_out.bias")}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

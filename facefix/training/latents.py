@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from facefix.diffusion.autoencoder import encode
+from facefix.diffusion.guide import complete
 from facefix.diffusion.images import resize
 from facefix.errors import UsageError
 from facefix.training.config import Bank, Machine
@@ -39,19 +40,23 @@ class LatentBank:
     degraded: Tensor
     """(N, V, 8, h, w): version v of face i is mirrored where i + v is odd"""
     references: Tensor
-    """(N, R, 8, h, w): of an aligned bank, version r of face i is mirrored where i + r is odd"""
+    """(N, R, 8, h, w): of a guided bank, version r of face i is mirrored where i + r is odd"""
+    guides: Tensor | None = None
+    """(N, V, 8, h, w) of a guided bank: each degraded version completed with a reference's detail"""
 
     def to(self, device: torch.device) -> LatentBank:
         """The same bank on another device."""
-        return LatentBank(self.good.to(device), self.degraded.to(device), self.references.to(device))
+        guides = None if self.guides is None else self.guides.to(device)
+        return LatentBank(self.good.to(device), self.degraded.to(device), self.references.to(device), guides)
 
     def residual_scale(self) -> float:
-        """Standard deviation of good minus degraded latents."""
+        """Standard deviation of good minus degraded latents, or minus guides where there are any."""
         total, count = 0.0, 0
-        for version in range(self.degraded.shape[1]):
+        base = self.degraded if self.guides is None else self.guides
+        for version in range(base.shape[1]):
             mirrored = (torch.arange(len(self.good), device=self.good.device) + version) % 2
             chosen = self.good[torch.arange(len(self.good), device=self.good.device), mirrored]
-            difference = chosen.float() - self.degraded[:, version].float()
+            difference = chosen.float() - base[:, version].float()
             total += float(difference.square().sum())
             count += difference.numel()
         return math.sqrt(total / count)
@@ -71,9 +76,7 @@ class BankBuilder:
         """The whole bank. Raises UsageError when the folder holds a bank of other faces or another autoencoder."""
         self._check()
         shards = [self._shard(number) for number in range(-(-len(self.faces) // _SHARD_FACES))]
-        return LatentBank(
-            *(torch.cat([shard[part] for shard in shards]) for part in ("good", "degraded", "references"))
-        )
+        return LatentBank(**{part: torch.cat([shard[part] for shard in shards]) for part in shards[0]})
 
     def _check(self) -> None:
         """Compare, or write, what the bank was made of."""
@@ -86,7 +89,7 @@ class BankBuilder:
             "size": self.size,
             "presets": self.settings.presets,
             "references": self.settings.references,
-            **({"aligned": True} if self.settings.aligned else {}),
+            **({"guided": True} if self.settings.guided else {}),
             "faces": [face.path.name for face in self.faces],
         }
         path = self.settings.path / "bank.json"
@@ -115,16 +118,19 @@ class BankBuilder:
         native = resize(native, min(_FULL_PX, max(native.shape[-1], self.size))).clamp(0, 1)
         pictures = resize(native, self.size).clamp(0, 1)
         good = torch.cat([pictures, pictures.flip(3)])
-        degraded = torch.cat(list(self._degraded(native, index)))
+        low = list(self._degraded(native, index))
+        degraded = torch.cat([resize(picture, self.size).clamp(0, 1) for picture in low])
         seeds = [index * 1000 + number for number in range(self.settings.references)]
         strength = PUBLISHED if self.faces[index].references else SAME_PICTURE
         references = augment(
-            pictures.expand(len(seeds), -1, -1, -1), seeds, ALIGNED if self.settings.aligned else strength
+            pictures.expand(len(seeds), -1, -1, -1), seeds, ALIGNED if self.settings.guided else strength
         )
-        if self.settings.aligned:
+        if self.settings.guided:
             mirrored = torch.tensor([(index + number) % 2 == 1 for number in range(len(seeds))], device=self.device)
             references = torch.where(mirrored.view(-1, 1, 1, 1), references.flip(3), references)
         parts = {"good": good, "degraded": degraded, "references": references}
+        if self.settings.guided:
+            parts["guides"] = torch.cat(list(self._guides(native, low, index)))
         latents = self._encode(torch.cat(list(parts.values())) * 2 - 1)
         lengths = [len(part) for part in parts.values()]
         return {name: part.contiguous() for name, part in zip(parts, latents.split(lengths), strict=True)}
@@ -135,9 +141,20 @@ class BankBuilder:
             for _ in range(count):
                 picture = native.flip(3) if (index + version) % 2 else native
                 seed = index * 1000 + version
-                low = degrade(picture, [seed], preset, scale=native.shape[-1] / _FULL_PX)
-                yield resize(low, self.size).clamp(0, 1)
+                yield degrade(picture, [seed], preset, scale=native.shape[-1] / _FULL_PX)
                 version += 1
+
+    def _guides(self, native: Tensor, low: Sequence[Tensor], index: int) -> Iterator[Tensor]:
+        """Each degraded picture completed with another of the person, or as it is where there is no other."""
+        others = self.faces[index].references
+        for version, picture in enumerate(low):
+            guide = picture
+            if others:
+                other = load_native(self.faces[others[version % len(others)]].path).to(self.device)[None].float() / 255
+                reference = resize(other, native.shape[-1]).clamp(0, 1)
+                reference = reference.flip(3) if (index + version) % 2 else reference
+                guide = (complete(picture * 2 - 1, reference * 2 - 1) + 1) / 2
+            yield resize(guide, self.size).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         """(n, 3, S, S) -> (n, 8, h, w) fp16 on the CPU."""
