@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import golden
 import numpy as np
@@ -137,3 +138,20 @@ def test_a_cache_without_images_is_refused(pipeline: ReFLDMPipeline) -> None:
 
 def test_a_denoiser_without_a_guide_keeps_no_images() -> None:
     assert tiny_pipeline().encode_references([picture(1)]).images is None
+
+
+def test_faces_without_references_go_to_the_denoiser_without_a_guide(tmp_path: Path) -> None:
+    alone = tiny_pipeline(seed=3)
+    guided = tiny_pipeline(guided=True)
+    both = ReFLDMPipeline(alone.autoencoder, guided.unet, alone.scheduler, "each", False, unguided=alone.unet)
+    both.set_progress_bar_config(disable=True)
+    both.save_pretrained(tmp_path / "model")
+    both = ReFLDMPipeline.from_pretrained(tmp_path / "model")
+    both.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = alone(picture(0), None, 2, 1.0, latents=start, output_type="latent").images
+    found = both(picture(0), None, 2, 1.0, latents=start, output_type="latent").images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    cache = both.encode_references([picture(1)])
+    read = both(picture(0), cache, 2, 1.0, latents=start, output_type="latent").images
+    assert (read - expected).abs().max() > 1e-3

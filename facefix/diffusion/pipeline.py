@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel, VQModel
@@ -60,13 +60,17 @@ class ReFLDMPipeline(DiffusionPipeline):
     :param round_pixels: PIL output is rounded to the nearest level instead of truncated as published.
     :param default_steps: steps of this model where the caller names none.
     :param default_guidance_scale: likewise.
+    :param unguided: a denoiser without guide that restores faces without references in place of ``unet``.
+    :param unguided_latent_scale: its ``latent_scale``.
     """
 
-    model_cpu_offload_seq = "autoencoder->unet"
+    model_cpu_offload_seq = "autoencoder->unet->unguided"
+    _optional_components: ClassVar[list[str]] = ["unguided"]
 
     autoencoder: VQModel
     unet: UNet2DModel
     scheduler: SchedulerMixin
+    unguided: UNet2DModel | None
 
     def __init__(  # noqa: PLR0913, PLR0917 (diffusers keeps every argument as one entry of the model's configuration)
         self,
@@ -84,6 +88,8 @@ class ReFLDMPipeline(DiffusionPipeline):
         round_pixels: bool = False,
         default_steps: int = 50,
         default_guidance_scale: float = 1.5,
+        unguided: UNet2DModel | None = None,
+        unguided_latent_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if reference_encoding not in ("strip", "each"):
@@ -98,6 +104,7 @@ class ReFLDMPipeline(DiffusionPipeline):
         self.register_modules(
             autoencoder=install_attention(autoencoder), unet=install_cachekv(unet), scheduler=scheduler
         )
+        self.register_modules(unguided=None if unguided is None else install_cachekv(unguided))
         self.register_to_config(
             reference_encoding=reference_encoding,
             quantize_latents=quantize_latents,
@@ -110,6 +117,7 @@ class ReFLDMPipeline(DiffusionPipeline):
             round_pixels=round_pixels,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
+            unguided_latent_scale=unguided_latent_scale,
         )
         self._null_caches: dict[tuple[Any, ...], ReferenceCache] = {}
         self._null_lock = threading.Lock()
@@ -196,12 +204,15 @@ class ReFLDMPipeline(DiffusionPipeline):
 
         # 4. Denoising loop
         branches, copies = self._branches(references, scale, lq_latents)
-        conditions = [lq_latents, base_latents] if is_guided(self.unet) else [lq_latents]
+        unet, latent_scale = self.unet, self.config.latent_scale
+        if references is None and self.unguided is not None:
+            unet, latent_scale = self.unguided, self.config.unguided_latent_scale
+        conditions = [lq_latents, base_latents] if is_guided(unet) else [lq_latents]
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
             faces = torch.cat([scaled, *conditions], dim=1)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
-            prediction = denoise(self.unet, faces, timestep, branches, copies=copies).double()
+            prediction = denoise(unet, faces, timestep, branches, copies=copies).double()
             if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
@@ -211,7 +222,7 @@ class ReFLDMPipeline(DiffusionPipeline):
                 sample = (changed or {}).get("latents", sample)
 
         # 5. Decode
-        result = (sample * self.config.latent_scale).float()
+        result = (sample * latent_scale).float()
         if self.config.residual:
             result = result + base_latents.float()
         _require_finite(result, self.unet.dtype)

@@ -182,6 +182,8 @@ def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> 
     pipeline.to(device)
     if device.type == "cuda":
         pipeline.unet.to(memory_format=torch.channels_last)
+        if pipeline.unguided is not None:
+            pipeline.unguided.to(memory_format=torch.channels_last)
         pipeline.autoencoder.to(memory_format=torch.channels_last)
     loaded: ReFLDMPipeline = pipeline
     return loaded
