@@ -86,6 +86,13 @@ def apply(matrix: Matrix, points: ArrayLike) -> NDArray[np.float64]:
     return np.stack([xx * x + xy * y + x0, yx * x + yy * y + y0], axis=1)  # BLAS starts threads for so little work
 
 
+def apply_to_grid(matrix: Matrix, columns: ArrayLike, rows: ArrayLike) -> NDArray[np.float64]:
+    """(H, W, 2): the points of the grid of ``columns`` (W,) and ``rows`` (H,) taken through ``matrix``."""
+    x, y = np.asarray(columns, dtype=np.float64)[None, :], np.asarray(rows, dtype=np.float64)[:, None]
+    (xx, xy, x0), (yx, yy, y0) = matrix
+    return np.stack([xx * x + xy * y + x0, yx * x + yy * y + y0], axis=-1)
+
+
 def scale_of(matrix: Matrix) -> float:
     """Target pixels per source pixel (square root of the area ratio)."""
     return math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
@@ -149,7 +156,6 @@ def _sampling_grid(
     source_from_target: Matrix, source_width: int, source_height: int, width: int, height: int
 ) -> torch.Tensor:
     """(1, height, width, 2) places to read, in grid_sample's -1..1 coordinates of the source."""
-    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
-    places = apply(source_from_target, np.stack([columns, rows], axis=-1).reshape(-1, 2)).reshape(height, width, 2)
+    places = apply_to_grid(source_from_target, np.arange(width), np.arange(height))
     extent = np.array([source_width, source_height], dtype=np.float64)
     return torch.from_numpy(((2 * places + 1) / extent - 1).astype(np.float32))[None]

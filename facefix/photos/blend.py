@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facefix.errors import UsageError
-from facefix.faces.align import CROP_SIZE, TEMPLATE_512, Matrix, apply, compose, invert, warp
+from facefix.faces.align import CROP_SIZE, TEMPLATE_512, Matrix, apply, apply_to_grid, compose, invert, scale_of, warp
 from facefix.photos.colour import is_monochrome
 from facefix.photos.region import Region
 
@@ -168,13 +168,21 @@ def _photo_from_enlarged(scale: int) -> Matrix:
 
 
 def _bounds(crop_from_picture: Matrix, width: int, height: int) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of the pixels of the picture that the crop covers; possibly empty."""
-    last = CROP_SIZE - 0.5
-    corners = apply(invert(crop_from_picture), [(-0.5, -0.5), (last, -0.5), (-0.5, last), (last, last)])
+    """left, top, right, bottom of the pixels of the picture that the crop's mask covers; possibly empty."""
+    margin = 2 * max(1.0, scale_of(crop_from_picture))  # crop pixels that resampling reaches across
+    (x0, y0, x1, y1) = np.clip(_mask_box() + margin * np.array([-1, -1, 1, 1]), -0.5, CROP_SIZE - 0.5).tolist()
+    corners = apply(invert(crop_from_picture), [(x0, y0), (x1, y0), (x0, y1), (x1, y1)])
     left, top = np.floor(corners.min(axis=0)).astype(int)
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
     left, top = min(max(int(left), 0), width), min(max(int(top), 0), height)
     return left, top, max(left, min(int(right), width)), max(top, min(int(bottom), height))
+
+
+@functools.cache
+def _mask_box() -> NDArray[np.float64]:
+    """left, top, right, bottom of the crop's pixels where the mask is not 0."""
+    rows, columns = np.nonzero(face_mask())
+    return np.array([columns.min() - 0.5, rows.min() - 0.5, columns.max() + 0.5, rows.max() + 0.5])
 
 
 def _sample(
@@ -185,11 +193,10 @@ def _sample(
     height, width = bottom - top, right - left
     if not height or not width:
         return np.zeros((height, width, layers.shape[2]), np.float32)
-    grid_x, grid_y = np.meshgrid(left + np.arange(width), top + np.arange(height))
-    places = apply(crop_from_picture, np.stack([grid_x, grid_y], axis=-1).reshape(-1, 2))
-    grid = ((2 * places + 1) / CROP_SIZE - 1).astype(np.float32).reshape(1, height, width, 2)
+    places = apply_to_grid(crop_from_picture, left + np.arange(width), top + np.arange(height))
+    grid = ((2 * places + 1) / CROP_SIZE - 1).astype(np.float32)[None]
     source = torch.from_numpy(layers).permute(2, 0, 1)[None]  # (1, C, 512, 512)
-    density = math.sqrt(abs(float(np.linalg.det(crop_from_picture[:, :2]))))  # crop pixels per picture pixel
+    density = scale_of(crop_from_picture)  # crop pixels per picture pixel
     if density > _LARGEST_DENSITY:
         side = max(1, round(CROP_SIZE * _LARGEST_DENSITY / density))
         source = torch.nn.functional.interpolate(
