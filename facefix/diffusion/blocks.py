@@ -11,6 +11,7 @@ dtype, gradients), the block itself runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -288,8 +289,9 @@ def _strips(x: torch.Tensor, multiple: int, *, width_margin: int = 0) -> Iterato
     """Strips of a multiple of so many rows, one after the other in the same buffer."""
     batch, height, width, channels = x.shape
     images = max(min(batch, STRIP_VALUES // (multiple * width * channels)), 1)
-    rows = max(STRIP_VALUES // (images * width * channels) // multiple, 1) * multiple
-    rows = min(rows, height)
+    most = max(STRIP_VALUES // (images * width * channels) // multiple, 1) * multiple
+    even = math.ceil(height / math.ceil(height / most))
+    rows = min(math.ceil(even / multiple) * multiple, height)
     padded_width = width + 2 * width_margin
     buffer = x.new_empty(images * (rows + 2) * padded_width * channels)
     for image in range(0, batch, images):

@@ -42,8 +42,13 @@ class StripConvolution(Protocol):
 class PackedConvolution:
     """A convolution whose weights are not reordered in every call, where torch is built with oneDNN.
 
+    oneDNN chooses the order by what it sees at the first call. For 1x1 kernels its choice depends much on the number of
+    pixels, and the wrong order is twenty times slower, so weights are kept for several sizes.
+
     :param weight: (O, C / groups, kh, kw).
     """
+
+    SIZES = 4
 
     def __init__(
         self,
@@ -53,23 +58,37 @@ class PackedConvolution:
         padding: tuple[int, ...] = (0, 0),
         groups: int = 1,
     ) -> None:
-        self.weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        self.plain: torch.Tensor | None = weight.detach().contiguous(memory_format=torch.channels_last)
         self.geometry = (list(padding), list(stride), [1, 1], groups)
-        self.packed = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, None)
+        self.by_size = tuple(weight.shape[2:]) == (1, 1)
+        self.reordered: dict[torch.Size | None, torch.Tensor] = {}
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(B, H, W, C) -> (B, H', W', O)."""
-        x = x.permute(0, 3, 1, 2)
-        padding, stride, dilation, groups = self.geometry
-        if self.packed:
+        planes = x.permute(0, 3, 1, 2)
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
             result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, bias, padding, stride, dilation, groups, "none", [], ""
+                planes, self._reordered_for(planes), bias, *self.geometry, "none", [], ""
             )
         else:
-            result = F.conv2d(x, self.weight, bias, stride, padding, dilation, groups)
+            assert self.plain is not None
+            padding, stride, dilation, groups = self.geometry
+            result = F.conv2d(planes, self.plain, bias, stride, padding, dilation, groups)
         return result.permute(0, 2, 3, 1)
+
+    def _reordered_for(self, planes: torch.Tensor) -> torch.Tensor:
+        size = planes.shape if self.by_size else None
+        weight = self.reordered.get(size)
+        if weight is None:
+            plain = self.plain
+            if plain is None:  # another thread was first
+                return self.reordered[size]
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.geometry, list(planes.shape))
+            kept = list(self.reordered.items())[1 - self.SIZES :]
+            self.reordered = dict([*kept, (size, weight)])
+            if not self.by_size:
+                self.plain = None
+        return weight
 
 
 class PlainConvolution:
