@@ -94,6 +94,8 @@ def request_of(inputs: list[str], files_from: Path | None, *, null: bool) -> Req
     from facefix.photos.scan import read_list
 
     listed: list[Path] = []
+    if null and STDIN not in inputs and files_from is None:
+        raise UsageError("-0: expected names from --files-from FILE or -, found neither")
     if STDIN in inputs:
         listed += read_list(sys.stdin.buffer.read(), nul=null)
     if files_from is not None:
