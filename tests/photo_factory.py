@@ -244,7 +244,7 @@ def _deep_heic(depth: int, channels: int, **options: Any) -> Make:
     return make
 
 
-def dng(path: Path) -> None:
+def dng(path: Path, orientation: int = 6) -> None:
     """A camera raw file: the portrait through a Bayer filter, as a linear DNG 1.4."""
     linear = (portrait().astype(np.float64) / 255) ** 2.2 * 65535
     mosaic = linear[:, :, 1].copy()
@@ -261,7 +261,7 @@ def dng(path: Path) -> None:
             (50707, 1, 4, (1, 1, 0, 0), True),
             (50708, 2, 8, "Brownie", True),
             (271, 2, 6, "Kodak", True),
-            (274, 3, 1, 6, True),
+            (274, 3, 1, orientation, True),
             (33421, 3, 2, (2, 2), True),
             (33422, 1, 4, (0, 1, 1, 2), True),
             (50721, 10, 9, matrix, True),

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import photo_factory as factory
 import pytest
+from albums import Borrow
+from conftest import REPOSITORY
 from exiftool import (
+    OF_A_FRESH_JPEG,
     OF_A_JPEG_STRIP,
     OF_THE_PACKET,
+    OF_THE_PICTURE,
     OF_THE_SENSOR,
     OF_THE_SIZE,
+    OF_TURNING,
+    OUR_FIELDS,
     changed_by_writing,
     changed_fields,
+    describe,
     exiftool,
+    our_fields,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from facefix.job import Options, Request, restore_album
 from facefix.photos import exif, ifd, provenance
+from facefix.photos.containers import raw_metadata
 from facefix.photos.photo import Region, read_photo, write_photo
+from facefix.settings import Settings
 
 NAMES = [*factory.ALL, *factory.HEICS]
+
+IMAGE_REGION = "XMP-iptcExt:ImageRegion"
+
+SAID = OUR_FIELDS - {"XMP-facefix:PriorDigitalSourceType"} | {IMAGE_REGION}
+"""Our word in a photo that said nothing of the kind before."""
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +93,45 @@ def test_exiftool_finds_in_a_restored_photo_only_its_size_and_our_word(tmp_path:
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg"])
 @pytest.mark.parametrize("scale", [1, 2])
-def test_exiftool_on_a_developed_raw_photo(tmp_path: Path, suffix: str, scale: int) -> None:
+@pytest.mark.parametrize("said", [True, False])
+def test_exiftool_on_a_developed_raw_photo(tmp_path: Path, suffix: str, scale: int, said: bool) -> None:
+    """EXIF, places, XMP and IPTC go along, with our word in the XMP and without."""
     pytest.importorskip("rawpy")
     album, out = tmp_path / "album", tmp_path / "out"
     album.mkdir()
     factory.dng(album / "a.dng")
+    describe(album / "a.dng")
     photo = read_photo(album / "a.dng")
     regions = [Region(50, 50, np.zeros((30, 30, 3), np.float32), np.ones((30, 30), np.float32), scale)]
-    said = provenance.describe(photo, regions, model="small", recipe="r1")
-    write_photo(photo, regions, out / f"a{suffix}", scale=scale, extra_xmp=said.packet)
+    packet = provenance.describe(photo, regions, model="small", recipe="r1").packet if said else None
+    write_photo(photo, regions, out / f"a{suffix}", scale=scale, extra_xmp=packet)
     (before,), (after,) = exiftool(album).values(), exiftool(out).values()
-    assert changed_fields(before, after) <= OF_THE_SENSOR | OF_THE_PACKET | OF_THE_SIZE
-    assert after["IFD0:Make"] == before["IFD0:Make"] == "Kodak"
-    assert after["XMP-facefix:Model"] == "small" and "ExifTool:Error" not in after
+    allowed = OF_THE_SENSOR | OF_TURNING | OF_THE_SIZE | (OF_A_FRESH_JPEG if suffix == ".jpg" else set())
+    assert changed_fields(before, after) <= allowed
+    assert our_fields(after) == (SAID if said else set())
+    assert "ExifTool:Error" not in after and "ExifTool:Warning" not in after
+    for field in (
+        "ExifIFD:DateTimeOriginal",
+        "GPS:GPSLatitude",
+        "XMP-dc:Title",
+        "IPTC:Keywords",
+        "InteropIFD:InteropIndex",
+    ):
+        assert after[field] == before[field] is not None
+    assert after["IFD0:Orientation"] == after["XMP-tiff:Orientation"] == "Horizontal (normal)"
+    assert (after["XMP-mwg-rs:RegionAreaX"], after["XMP-mwg-rs:RegionAreaY"]) == (0.6, 0.3)
+
+
+def test_the_previews_metadata_describe_a_raw_photo_that_is_no_tiff(tmp_path: Path) -> None:
+    """Canon's and Fujifilm's newer files: EXIF, XMP and IPTC are in the JPEG inside them."""
+    preview = factory.make(tmp_path, "segments.jpg").read_bytes()
+    found = raw_metadata.of_preview(preview)
+    assert found.xmp == factory.XMP and found.orientation == 6
+    assert found.exif is not None and exif.orientation(found.exif) == 1
+    assert exif.taken(found.exif) == exif.taken(factory.exif(None).removeprefix(b"Exif\0\0"))
+    assert found.all_resources is not None and factory.IPTC in found.all_resources
+    bare = raw_metadata.of_preview(factory.make(tmp_path, "bare.jpg").read_bytes())
+    assert (bare.exif, bare.xmp, bare.all_resources) == (None, None, None)
 
 
 def test_exiftool_finds_the_new_xmp_packet_and_no_damage(written: tuple[Path, Path, Path]) -> None:
@@ -122,6 +165,29 @@ def test_exiftool_on_real_photos(shared: Path, tmp_path: Path) -> None:
     before, after = exiftool(folder), exiftool(tmp_path)
     for name, fields in before.items():
         assert changed_fields(fields, after[name]) == set(), name
+
+
+def test_exiftool_on_a_run_over_real_photos(shared: Path, tmp_path: Path) -> None:
+    """The whole job: every output says what its original says, and where a face was restored our own word besides."""
+    album, out = shared / "data" / "photos_public", tmp_path / "out"
+    settings = Settings.load({"output": out, "faces": "dlib", "device": "cpu", "restore": "all", "report": False})
+    summary = restore_album(Request((album,)), settings, Options(restorer=Borrow()))
+    before, after = exiftool(album), {name: fields for name, fields in exiftool(out).items() if name in os.listdir(out)}
+    assert before.keys() == after.keys() and summary.statuses["restored"] >= 10
+    for name, fields in before.items():
+        ours = our_fields(after[name])
+        assert ours in (set(), SAID), name
+        assert changed_fields(fields, after[name]) <= (OF_THE_PACKET if ours else set()), name
+    assert sum(bool(our_fields(fields)) for fields in after.values()) == summary.statuses["restored"]
+
+
+def test_readme_lists_every_field_that_may_change() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    listed = readme.split("### What changes in a photo's metadata", 1)[1].split("\n## ", 1)[0]
+    may_change = OF_A_FRESH_JPEG | OF_A_JPEG_STRIP | OF_THE_PACKET | OF_THE_SENSOR | OF_THE_SIZE | OF_TURNING
+    may_change |= {field for fields in OF_THE_PICTURE.values() for field in fields} | {"ColorTransform", IMAGE_REGION}
+    missing = {field for field in may_change | OUR_FIELDS if f"`{field.split(':')[-1]}`" not in listed}
+    assert missing == set()
 
 
 def block(*entries: bytes, order: str = "<") -> bytes:

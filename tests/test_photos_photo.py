@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin
 
 from facefix.errors import PhotoError, UsageError
+from facefix.photos import turning
 from facefix.photos.containers import jpeg
 from facefix.photos.photo import Photo, Region, copy_photo, read_photo, write_photo
 
@@ -404,6 +405,15 @@ def test_camera_raw_is_developed_and_written_as_tiff_or_jpeg(tmp_path: Path) -> 
         assert Image.open(target).getexif()[0x010F] == "Kodak" and result.orientation == 1
         write_photo(photo, [], target, scale=2)
         assert read_photo(target).size == (416, 320)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_raw_is_developed_upright(tmp_path: Path, orientation: int) -> None:
+    pytest.importorskip("rawpy")
+    factory.dng(tmp_path / "stored.dng", 1)
+    factory.dng(tmp_path / "turned.dng", orientation)
+    expected = turning.upright(read_photo(tmp_path / "stored.dng").pixels, orientation)
+    assert np.array_equal(read_photo(tmp_path / "turned.dng").pixels, expected)
 
 
 def bomb(kind: str) -> bytes:

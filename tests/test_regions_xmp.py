@@ -12,7 +12,7 @@ from PIL import Image
 
 from facefix.errors import PhotoError
 from facefix.faces.face import Detection, Face, Quality
-from facefix.photos.regions_xmp import NamedRegion, name_faces, overlap, read_regions, sidecar_packet
+from facefix.photos.regions_xmp import NamedRegion, name_faces, overlap, read_regions, upright_packet
 
 HEAD = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
 TAIL = "</rdf:RDF></x:xmpmeta>"
@@ -109,13 +109,27 @@ def test_not_xmp() -> None:
         read_regions(b"<html/>", (10, 10))
 
 
-def test_sidecars(tmp_path: Path) -> None:
-    photo = tmp_path / "a.jpg"
-    assert sidecar_packet(photo) is None
-    (tmp_path / "a.xmp").write_bytes(WINDOWS)
-    assert sidecar_packet(photo) == WINDOWS
-    (tmp_path / "a.jpg.xmp").write_bytes(DIGIKAM)
-    assert sidecar_packet(photo) == DIGIKAM
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_packet_for_a_picture_that_was_turned_names_the_same_places(orientation: int) -> None:
+    size = (200, 100)
+    upright_size = size[::-1] if orientation >= 5 else size
+    tiff = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/>' % orientation
+    for packet in (lightroom(*size, region("A", "0.2", "0.25", "0.2", "0.3")), DIGIKAM, WINDOWS):
+        told = packet.replace(b"</rdf:RDF>", tiff + b"</rdf:RDF>")
+        turned = upright_packet(told, size, orientation)
+        expected = boxes(read_regions(packet, size, orientation))
+        assert set(boxes(read_regions(turned, upright_size))) == set(expected)
+        for name, box in boxes(read_regions(turned, upright_size)).items():
+            assert box == pytest.approx(expected[name], abs=1e-3)
+        assert b'Orientation="1"' in turned
+        assert orientation > 1 or turned == told
+
+
+def test_regions_drawn_on_the_turned_picture_stay_when_it_is_turned() -> None:
+    packet = lightroom(100, 200, region("A", "0.5", "0.25", "0.2", "0.1"))
+    assert boxes(read_regions(upright_packet(packet, (200, 100), 6), (100, 200)))["A"] == pytest.approx(
+        (40, 40, 60, 60)
+    )
 
 
 def test_overlap() -> None:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from lxml import etree
 
 from facefix.faces.face import Face
 from facefix.photos.turned_box import Box, upright_box
-from facefix.photos.xmp import RDF, parse_packet
+from facefix.photos.xmp import RDF, parse_packet, serialize_packet
 
 MWG_RS: Final = "http://www.metadataworkinggroup.com/schemas/regions/"
 ST_AREA: Final = "http://ns.adobe.com/xmp/sType/Area#"
 ST_DIM: Final = "http://ns.adobe.com/xap/1.0/sType/Dimensions#"
 MP_REG: Final = "http://ns.microsoft.com/photo/1.2/t/Region#"
+TIFF: Final = "http://ns.adobe.com/tiff/1.0/"
 
 _MIN_OVERLAP: Final = 0.15
 """Intersection over union from which a region names a face. Regions drawn by hand hold the whole head, detectors' boxes
@@ -63,14 +63,48 @@ def read_regions(packet: bytes, stored_size: tuple[int, int], orientation: int =
     return tuple(regions)
 
 
-def sidecar_packet(photo: Path) -> bytes | None:
-    """The XMP packet beside a photo (``a.jpg.xmp`` or ``a.xmp``); None where there is none."""
-    for candidate in (photo.with_name(photo.name + ".xmp"), photo.with_suffix(".xmp")):
-        try:
-            return candidate.read_bytes()
-        except OSError:
-            continue
-    return None
+def upright_packet(packet: bytes, stored_size: tuple[int, int], orientation: int) -> bytes:
+    """The packet for a picture that was turned upright for good: ``tiff:Orientation`` 1, the face regions turned along.
+
+    Args:
+        packet: XMP bytes.
+        stored_size: width, height of the picture before it was turned, in pixels.
+        orientation: EXIF orientation that was applied, 1 to 8; with 1 the packet comes back as it is.
+
+    Raises:
+        PhotoError: the packet is not XMP.
+    """
+    if orientation not in range(2, 9):
+        return packet
+    root = parse_packet(packet)
+    for holder in root.iter(etree.Element):
+        if _property_here(holder, TIFF, "Orientation") is not None:
+            _set_property(holder, TIFF, "Orientation", "1")
+    if not _drawn_upright(root, stored_size, orientation):
+        _turn_regions(root, orientation)
+    return serialize_packet(root)
+
+
+def _turn_regions(root: etree._Element, orientation: int) -> None:
+    for area in root.iter(f"{{{MWG_RS}}}Area"):
+        box = _area_box(area)
+        if box is not None:
+            left, top, right, bottom = upright_box(box, orientation)
+            turned = {"x": (left + right) / 2, "y": (top + bottom) / 2, "w": right - left, "h": bottom - top}
+            for key, value in turned.items():
+                _set_property(area, ST_AREA, key, f"{value:.6g}")
+    for holder in root.iter(etree.Element):
+        box = _rectangle_box(_property_here(holder, MP_REG, "Rectangle"))
+        if box is not None:
+            left, top, right, bottom = upright_box(box, orientation)
+            edges = (left, top, right - left, bottom - top)
+            _set_property(holder, MP_REG, "Rectangle", ", ".join(f"{edge:.6g}" for edge in edges))
+    if orientation >= 5:
+        for applied in root.iter(f"{{{MWG_RS}}}AppliedToDimensions"):
+            width, height = _property(applied, ST_DIM, "w"), _property(applied, ST_DIM, "h")
+            if width and height:
+                _set_property(applied, ST_DIM, "w", height)
+                _set_property(applied, ST_DIM, "h", width)
 
 
 def name_faces(faces: Sequence[Face], regions: Sequence[NamedRegion]) -> Mapping[tuple[str, int], str]:
@@ -116,10 +150,9 @@ def _mwg_regions(root: etree._Element) -> list[NamedRegion]:
             continue
         name = _property(owner, MWG_RS, "Name")
         kind = _property(owner, MWG_RS, "Type")
-        numbers = [_number(_property(area, ST_AREA, key)) for key in ("x", "y", "w", "h")]
-        if name and kind in (None, "Face") and None not in numbers:
-            x, y, w, h = (number for number in numbers if number is not None)
-            regions.append((name, (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
+        box = _area_box(area)
+        if name and kind in (None, "Face") and box is not None:
+            regions.append((name, box))
     return _plausible(regions)
 
 
@@ -127,11 +160,28 @@ def _microsoft_regions(root: etree._Element) -> list[NamedRegion]:
     regions = []
     for holder in root.iter(etree.Element):
         name = _property(holder, MP_REG, "PersonDisplayName")
-        numbers = [_number(part) for part in (_property(holder, MP_REG, "Rectangle") or "").split(",")]
-        if name and len(numbers) == 4 and None not in numbers:
-            x, y, w, h = (number for number in numbers if number is not None)
-            regions.append((name, (x, y, x + w, y + h)))
+        box = _rectangle_box(_property(holder, MP_REG, "Rectangle"))
+        if name and box is not None:
+            regions.append((name, box))
     return _plausible(regions)
+
+
+def _area_box(area: etree._Element) -> Box | None:
+    """left, top, right, bottom of an area, which gives centre and size."""
+    numbers = [_number(_property(area, ST_AREA, key)) for key in ("x", "y", "w", "h")]
+    if None in numbers:
+        return None
+    x, y, w, h = (number for number in numbers if number is not None)
+    return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _rectangle_box(rectangle: str | None) -> Box | None:
+    """left, top, right, bottom of Microsoft's "left, top, width, height"."""
+    numbers = [_number(part) for part in (rectangle or "").split(",")]
+    if len(numbers) != 4 or None in numbers:
+        return None
+    x, y, w, h = (number for number in numbers if number is not None)
+    return (x, y, x + w, y + h)
 
 
 def _plausible(regions: Sequence[tuple[str, Box]]) -> list[NamedRegion]:
@@ -146,12 +196,28 @@ def _plausible(regions: Sequence[tuple[str, Box]]) -> list[NamedRegion]:
 def _property(element: etree._Element, namespace: str, key: str) -> str | None:
     """An XMP simple property, written as attribute or as child element, on the element or on the
     ``rdf:Description`` inside it."""
+    for holder in (element, *element.findall(f"{{{RDF}}}Description")):
+        text = _property_here(holder, namespace, key)
+        if text:
+            return text
+    return None
+
+
+def _property_here(element: etree._Element, namespace: str, key: str) -> str | None:
+    """An XMP simple property of the element itself; None where it is missing or blank."""
+    tag = f"{{{namespace}}}{key}"
+    text = element.get(tag) or element.findtext(tag)
+    return str(text).strip() or None if text else None
+
+
+def _set_property(element: etree._Element, namespace: str, key: str, text: str) -> None:
+    """Overwrite a property that `_property` finds, where it stands."""
     tag = f"{{{namespace}}}{key}"
     for holder in (element, *element.findall(f"{{{RDF}}}Description")):
-        text = holder.get(tag) or holder.findtext(tag)
-        if text and text.strip():
-            return str(text).strip()
-    return None
+        if tag in holder.attrib:
+            holder.set(tag, text)
+        for child in holder.findall(tag):
+            child.text = text
 
 
 def _number(text: str | None) -> float | None:

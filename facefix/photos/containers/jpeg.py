@@ -19,9 +19,9 @@ from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.raster import Raster
 from facefix.photos.turning import contiguous
 
-_SOI, _EOI, _SOS, _DQT, _DRI, _COM, _APP0, _APP1, _APP2, _APP14 = (
+_SOI, _EOI, _SOS, _DQT, _DRI, _COM, _APP0, _APP1, _APP2, _APP13, _APP14 = (
     *(0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE),
-    *(0xE0, 0xE1, 0xE2, 0xEE),
+    *(0xE0, 0xE1, 0xE2, 0xED, 0xEE),
 )
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -30,6 +30,7 @@ _METADATA = frozenset(range(0xE0, 0xF0)) | {_COM}
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0"
+_PHOTOSHOP = b"Photoshop 3.0\0"
 _LONGEST_PAYLOAD = 65533
 
 _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
@@ -146,6 +147,31 @@ def tables_and_sampling(data: bytes) -> tuple[list[list[int]], tuple[int, int] |
     image = _pillow(source)
     tables = [list(image.quantization[component.table]) for component in source.details.components]
     return tables, _relative_sampling(source.details.components)
+
+
+def with_metadata(stream: bytes, *, exif: bytes | None, xmp: bytes | None, resources: bytes | None) -> Encoded:
+    """A JPEG stream without metadata, given an EXIF block, an XMP packet and Photoshop's image resources.
+
+    What is too long for a segment is left out, and said so.
+    """
+    parts, notes = list[bytes](), list[str]()
+    for marker, prefix, payload in ((_APP1, _EXIF, exif), (_APP1, _XMP, xmp), (_APP13, _PHOTOSHOP, resources)):
+        if not payload:
+            continue
+        if len(prefix) + len(payload) > _LONGEST_PAYLOAD:
+            name = {_EXIF: "EXIF", _XMP: "XMP", _PHOTOSHOP: "IPTC"}[prefix]
+            notes.append(f"{name} of {len(payload)} bytes is too long for a JPEG segment and was left out")
+        else:
+            parts.append(_Segment(marker, prefix + payload, -1).data)
+    segments, _ = _parse(stream)
+    first = next(segment.start for segment in segments if segment.marker != _APP0)
+    return Encoded(b"".join([stream[:first], *parts, stream[first:]]), tuple(notes))
+
+
+def image_resources(source: Source) -> bytes | None:
+    """Photoshop's image resources, IPTC records among them; None where the file has none."""
+    details: _Details = source.details
+    return _payload(details.metadata, _APP13, _PHOTOSHOP)
 
 
 def _pillow(source: Source) -> JpegImagePlugin.JpegImageFile:

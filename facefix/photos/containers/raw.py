@@ -1,36 +1,33 @@
 """Camera raw files: developed with LibRaw, written as 16-bit TIFF or as JPEG. Needs the extra facefix[raw].
 
-What describes the photo in its EXIF goes along; maker notes and what only makes sense for the sensor's data do not.
+What describes the photo goes along (EXIF, XMP, IPTC); maker notes and what only makes sense for the sensor's data do
+not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
+from facefix.errors import PhotoError
 from facefix.photos import exif as exif_block
 from facefix.photos import ifd
-from facefix.photos.containers import jpeg
+from facefix.photos.containers import jpeg, raw_metadata
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.containers.raw_metadata import Described
 from facefix.photos.containers.tiff_patch import Patch
 from facefix.photos.raster import Raster, to_8bit
+from facefix.photos.regions_xmp import upright_packet
 
 _JPEG_QUALITY = 95
 _EMPTY_BLOCK = b"II*\0\x08\0\0\0" + b"\0\0" + b"\0\0\0\0"
 _ROWS_PER_STRIP = 64
-
-_DESCRIPTIVE = (
-    ExifTags.Base.ImageDescription,
-    ExifTags.Base.Make,
-    ExifTags.Base.Model,
-    ExifTags.Base.DateTime,
-    ExifTags.Base.Artist,
-    ExifTags.Base.Copyright,
-)
 
 
 class Raw:
@@ -46,11 +43,13 @@ class Raw:
         with rawpy.RawPy() as raw:
             raw.open_buffer(io.BytesIO(data))
             sizes = raw.sizes
-            turned = sizes.flip in (5, 6)
+            turned = sizes.flip & 4  # LibRaw's bits: 1 and 2 mirror, 4 transposes
             size = (sizes.iwidth, sizes.iheight) if not turned else (sizes.iheight, sizes.iwidth)
-            block = _exif(data, raw)
+            described = _upright(_described(data, raw), size)
         note = "camera raw: developed with the camera's white balance; it can only be written as TIFF or JPEG"
-        return Source("RAW", "RGB;16", size, data, exif=block, notes=(note,))
+        return Source(
+            "RAW", "RGB;16", size, data, exif=described.exif, xmp=described.xmp, notes=(note,), details=described
+        )
 
     def decode(self, source: Source) -> Raster:
         """Develop to 16-bit sRGB, upright."""
@@ -62,49 +61,48 @@ class Raw:
 
     def encode(self, source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         """Write a TIFF, compressed without loss, or a JPEG of high quality."""
-        block = source.exif and exif_block.with_size(source.exif, *raster.size)
-        return Encoded(_jpeg(raster, block, xmp) if self._as_jpeg else _tiff(raster, block, xmp))
+        described: Described = source.details
+        block = described.exif and exif_block.with_size(described.exif, *raster.size)
+        described = replace(described, exif=block, xmp=described.xmp if xmp is None else xmp)
+        return _jpeg(raster, described) if self._as_jpeg else Encoded(_tiff(raster, described))
 
     def is_lossless(self, source: Source) -> bool:
         """Whether it is written as TIFF."""
         return not self._as_jpeg
 
 
-def _exif(data: bytes, raw: Any) -> bytes | None:
-    """The descriptive part of the file's EXIF as a block of its own, with orientation 1; None where there is none."""
+def _described(data: bytes, raw: Any) -> Described:
+    """What the file says about the photo, or its preview where the file itself cannot be read; nothing if neither."""
     try:
-        found = Image.Exif()
-        found.load(data if data[:4] in (b"II*\0", b"MM\0*") else _preview_exif(raw))
-        kept = Image.Exif()
-        for tag in _DESCRIPTIVE:
-            if tag in found:
-                kept[tag] = found[tag]
-        kept[ExifTags.Base.Orientation] = 1
-        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            values = dict(found.get_ifd(directory))
-            values.pop(ExifTags.Base.MakerNote, None)
-            kept.get_ifd(directory).update(values)
-        return kept.tobytes().removeprefix(b"Exif\0\0")
+        if raw_metadata.looks_like_tiff(data):
+            return raw_metadata.of_tiff(data)
+        return raw_metadata.of_preview(bytes(raw.extract_thumb().data))
     except Exception:  # metadata of a dozen makers: whatever is wrong with it, the picture counts
-        return None
+        return Described()
 
 
-def _preview_exif(raw: Any) -> bytes:
-    preview = raw.extract_thumb()
-    return jpeg.open(bytes(preview.data)).exif or _EMPTY_BLOCK
+def _upright(described: Described, size: tuple[int, int]) -> Described:
+    """XMP that fits the developed picture of that size, which LibRaw turned upright; as it is where it is no XMP."""
+    if described.xmp is None:
+        return described
+    stored_size = size[::-1] if described.orientation >= 5 else size
+    with contextlib.suppress(PhotoError):
+        return replace(described, xmp=upright_packet(described.xmp, stored_size, described.orientation))
+    return described
 
 
-def _jpeg(raster: Raster, block: bytes | None, xmp: bytes | None) -> bytes:
-    options: dict[str, Any] = {"exif": b"Exif\0\0" + block} if block else {}
+def _jpeg(raster: Raster, described: Described) -> Encoded:
     buffer = io.BytesIO()
     image = Image.fromarray(to_8bit(raster.samples, raster.peak))
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0, xmp=xmp or b"", **options)
-    return buffer.getvalue()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return jpeg.with_metadata(
+        buffer.getvalue(), exif=described.exif, xmp=described.xmp, resources=described.all_resources
+    )
 
 
-def _tiff(raster: Raster, block: bytes | None, xmp: bytes | None) -> bytes:
+def _tiff(raster: Raster, described: Described) -> bytes:
     """An EXIF block is a TIFF file without a picture: it gets one."""
-    block = block or _EMPTY_BLOCK
+    block = described.exif or _EMPTY_BLOCK
     layout, at = ifd.header(block)
     first = ifd.directory(block, layout, at)
     patch = Patch(block, ifd.Directory(layout, first.entries, 0, first.link_at))
@@ -119,8 +117,14 @@ def _tiff(raster: Raster, block: bytes | None, xmp: bytes | None) -> bytes:
     patch.set(258, [16, 16, 16])
     patch.set(273, offsets)
     patch.set(279, [len(strip) for strip in strips])
-    if xmp:
-        patch.set_bytes(700, xmp)
+    named = {
+        raw_metadata.XMP: described.xmp,
+        raw_metadata.IPTC: described.iptc,
+        raw_metadata.RESOURCES: described.resources,
+    }
+    for tag, packet in named.items():
+        if packet:
+            patch.set_bytes(tag, packet)
     return patch.finish()
 
 
