@@ -20,6 +20,7 @@ from facefix import ReFLDMPipeline
 from facefix.diffusion import blocks
 from facefix.diffusion.autoencoder import autoencoder_config, build_autoencoder, decode, encode
 from facefix.diffusion.convert import import_refldm
+from facefix.diffusion.unet import build_unet
 from facefix.diffusion.winograd import PlainConvolution, RowConvolution, UpsamplingConvolution
 
 EXACT = 1e-6
@@ -139,6 +140,18 @@ def test_the_autoencoder() -> None:
     latents = random(1, 8, 8, 12)
     expected = exact.decode(latents.double(), force_not_quantize=True).sample
     assert golden.relative_rms(decode(model, latents, quantized=False), expected) < 3 * EXACT
+
+
+@pytest.mark.parametrize("config", ["refldm", "small"])
+@torch.no_grad()
+def test_every_wide_block_of_the_networks_runs_in_strips(config: str) -> None:
+    """diffusers names the same normalisation differently in encoder, decoder and denoiser."""
+    with torch.device("meta"):
+        networks = (build_autoencoder(config).eval(), build_unet(config).eval())
+    for network in networks:
+        for name, block in network.named_modules():
+            if isinstance(block, ResnetBlock2D) and min(block.in_channels, block.out_channels) >= blocks.MIN_CHANNELS:
+                assert blocks._is_plain(block), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

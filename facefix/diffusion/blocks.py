@@ -200,7 +200,7 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         min(block.in_channels, block.out_channels) >= MIN_CHANNELS
         and block.upsample is None
         and block.downsample is None
-        and block.time_embedding_norm == "default"
+        and (block.time_embedding_norm == "default" or block.time_emb_proj is None)
         and block.output_scale_factor == 1
         and isinstance(block.nonlinearity, nn.SiLU)
         and not (block.training and block.dropout.p)
