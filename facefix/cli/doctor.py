@@ -16,7 +16,10 @@ def doctor(
     face: bool = typer.Option(True, "--face/--no-face", help="Time one face with the model that a run would use."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Check devices, number formats, disk, weights, face backends and photo formats, and time one face. Exits with 1 on a problem."""
+    """Check devices, number formats, disk, weights, face backends and photo formats, and time one face.
+
+    Exits with 1 on a problem.
+    """
     from facefix import doctor as library
 
     findings = []
