@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 from facefix.checksums import seal, verify
 from facefix.download import Patience, RemoteFile, check, fetch
 from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
+from facefix.photos.atomic import new_folder, write_bytes
 from facefix.unpack import unpack_zip
 
 SOURCE = "SOURCE.txt"
@@ -345,35 +345,25 @@ def _find_given(file: PublishedFile, weights: Weights, given: tuple[Path, ...]) 
 
 def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, observer: Observer) -> None:
     """Build the folder aside, seal it, and put it in place in one step."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{weights.name}-", dir=folder.parent))
     try:
-        new = staging / "new"
-        if weights.install == "refldm":
-            _import_refldm(files, new, observer)
-        else:
-            new.mkdir()
-            for obtained in files.values():
-                observer.say(f"unpacking {obtained.path.name}")
-                unpack_zip(obtained.path, new)
-        if not _is_complete(weights, new):
-            found = ", ".join(sorted(path.name for path in new.iterdir()))
-            raise WeightsUnavailable(f"{weights.name}: expected {', '.join(weights.contents)} inside, found {found}")
-        seal_installed(new, weights, {name: obtained.sha256 for name, obtained in files.items()})
-        _swap(new, folder, aside=staging / "old")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(new: Path, folder: Path, aside: Path) -> None:
-    """Put a finished folder in the place of the one there may be."""
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        new.rename(folder)
-    except OSError:
-        if aside.exists():
-            aside.rename(folder)
-        raise
+        with new_folder(folder) as new:
+            if weights.install == "refldm":
+                _import_refldm(files, new, observer)
+            else:
+                for obtained in files.values():
+                    observer.say(f"unpacking {obtained.path.name}")
+                    unpack_zip(obtained.path, new)
+            if not _is_complete(weights, new):
+                found = ", ".join(sorted(path.name for path in new.iterdir()))
+                raise WeightsUnavailable(
+                    f"{weights.name}: expected {', '.join(weights.contents)} inside, found {found}"
+                )
+            seal_installed(new, weights, {name: obtained.sha256 for name, obtained in files.items()})
+    except OSError as error:
+        raise WeightsUnavailable(
+            f"{folder}: cannot be written: {error.strerror or error}; make room, or set "
+            "FACEFIX_WEIGHTS_DIR, and run it again"
+        ) from error
 
 
 def _import_refldm(files: Mapping[str, _Obtained], to: Path, observer: Observer) -> None:
@@ -416,7 +406,7 @@ class _Pins:
     def forget(self, weights: Weights) -> None:
         for file in weights.files:
             self._pins.pop(file.url, None)
-        _write_json(self._path, self._pins)
+        self._write()
 
     def keep(self, weights: Weights, files: Mapping[str, _Obtained], observer: Observer) -> None:
         for file in weights.files:
@@ -425,8 +415,11 @@ class _Pins:
             obtained = files[file.name]
             when = time.strftime("%Y-%m-%d", time.gmtime())
             self._pins[file.url] = {"sha256": obtained.sha256, "size": obtained.size, "pinned": when}
-            _write_json(self._path, self._pins)
+            self._write()
             observer.say(f"{file.name}: no checksum was known; sha256 {obtained.sha256} is now pinned in {self._path}")
+
+    def _write(self) -> None:
+        write_bytes(f"{json.dumps(self._pins, indent=1, sort_keys=True)}\n".encode(), self._path)
 
     def get(self, file: PublishedFile) -> str | None:
         pin = self._pins.get(file.url)
@@ -439,16 +432,6 @@ def known_sha256(file: PublishedFile, home: Path | None = None) -> tuple[str | N
         return file.sha256, "catalogue"
     pinned = _Pins((home or weights_dir()) / "pins.json").get(file)
     return (pinned, "pinned") if pinned else (None, "unknown")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def _make_home(home: Path) -> None:

@@ -99,3 +99,50 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
 
 def test_free_bytes_of_a_folder_to_come(tmp_path: Path) -> None:
     assert atomic.free_bytes(tmp_path / "not" / "there") > 0
+
+
+def test_a_folder_appears_whole_with_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with atomic.new_folder(tmp_path / "deep" / "model") as folder:
+        (folder / "weights").write_bytes(b"1")
+        assert not (tmp_path / "deep" / "model").exists()
+    assert names(tmp_path / "deep") == ["model"] and names(tmp_path / "deep" / "model") == ["weights"]
+    assert (tmp_path / "deep" / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+def test_a_folder_that_is_not_finished_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_bytes(b"")
+    with pytest.raises(error), atomic.new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_bytes(b"")
+        raise error
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
+
+
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in ("first", "second"):
+        with atomic.new_folder(tmp_path / "model") as folder:
+            (folder / content).write_bytes(b"")
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["second"]
+
+    rename = Path.rename
+
+    def refuse_the_new_one(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with pytest.raises(OSError, match="no"), atomic.new_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["second"]
+
+
+def test_what_cannot_be_hashed_is_an_os_error(tmp_path: Path) -> None:
+    """undo goes by it: an original that is gone, or no file any more, is not there."""
+    (tmp_path / "file").write_bytes(b"abc")
+    assert atomic.sha256_of(tmp_path / "file").startswith("ba7816bf")
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(OSError):
+            atomic.sha256_of(path)

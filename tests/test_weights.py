@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
 import random
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -15,13 +15,17 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import golden
 import pytest
+import torch
+from command_line import facefix
 from faulty_server import FaultyServer, serve
+from PIL import Image
 
-from facefix import weights
+from facefix import ReFLDMPipeline, weights
 from facefix.checksums import verify
 from facefix.download import Patience
-from facefix.errors import CheckpointError, LockHeld, UsageError, WeightsUnavailable
+from facefix.errors import CheckpointError, FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.weights import CATALOGUE, Observer, PublishedFile, PullOptions, Weights
 
 QUICK = Patience(attempts=3, stall_seconds=0.3, progress_bytes=10_000, first_pause=0.01, longest_pause=0.05)
@@ -348,20 +352,9 @@ def test_the_shipped_model_is_whole() -> None:
 @pytest.fixture(scope="module")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """refldm.ckpt, vqgan.ckpt and small.yaml in the published layouts, of a tiny configuration."""
-    import numpy as np
-    import torch
-
-    data = Path(__file__).parent / "data"
-    shared = Path(os.environ.get("FACEFIX_SHARED", data.parent.parent.parent / "shared")) / "golden"
-    found = next((folder for folder in (data, data / "golden", shared) if (folder / "small.yaml").is_file()), None)
-    if found is None:
-        pytest.skip("no tiny published checkpoint beside the tests")
     folder = tmp_path_factory.mktemp("published")
-    denoiser = {name: torch.from_numpy(array) for name, array in np.load(found / "refldm_small_unet.npz").items()}
-    vqgan = {name: torch.from_numpy(array) for name, array in np.load(found / "vqgan_small.npz").items()}
-    torch.save(denoiser, folder / "refldm.ckpt")
-    torch.save({"state_dict": vqgan}, folder / "vqgan.ckpt")
-    (folder / "small.yaml").write_bytes((found / "small.yaml").read_bytes())
+    golden.write_checkpoints(folder)["flat"].rename(folder / "refldm.ckpt")
+    (folder / "small.yaml").write_bytes(golden.CONFIG.read_bytes())
     return folder
 
 
@@ -374,9 +367,8 @@ def tiny_refldm(server: FaultyServer, folder: Path) -> Weights:
     return dataclasses.replace(CATALOGUE["refldm"], files=tuple(files))
 
 
-def test_pull_refldm_ends_with_a_model_that_loads(server: FaultyServer, home: Path, tiny_checkpoints: Path) -> None:
-    from facefix import ReFLDMPipeline
-
+def test_pull_refldm_ends_with_the_published_model(server: FaultyServer, home: Path, tiny_checkpoints: Path) -> None:
+    """What is pulled through a bad line gives the published implementation's own result, by name."""
     entry = tiny_refldm(server, tiny_checkpoints)
     server.faults["refldm.ckpt"] = ["truncate", "corrupt"]
     folder = weights.pull(entry, accepted())
@@ -384,8 +376,50 @@ def test_pull_refldm_ends_with_a_model_that_loads(server: FaultyServer, home: Pa
     assert weights.best_installed_model() == "refldm"
     assert verify(folder) == []
     assert installed(home) == ["refldm"]
-    pipeline = ReFLDMPipeline.from_pretrained(folder)
-    assert pipeline.unet.config.sample_size == 16
+
+    pipeline = ReFLDMPipeline.from_pretrained(weights.find_model("refldm"))
+    arrays = golden.arrays()
+    references = torch.cat([golden.image(arrays[f"ref{number}_u8"]) for number in range(3)])
+    noise = torch.from_numpy(arrays["xT"])
+    cache = pipeline.encode_references(references)
+    result = pipeline(golden.image(arrays["lq_u8"]), cache, 5, 1.5, latents=noise, output_type="latent").images
+    assert golden.relative_rms(result, torch.from_numpy(arrays["ddim5_cfg1.5.z"])) <= 1e-5
+
+
+def test_the_pulled_model_restores_from_the_command_line(
+    server: FaultyServer, home: Path, tiny_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = tiny_refldm(server, tiny_checkpoints)
+    monkeypatch.setattr(weights, "CATALOGUE", {**CATALOGUE, "refldm": entry})
+    refused = facefix("models", "pull", "refldm")
+    assert refused.code == 2 and entry.licence in refused.stderr and not home.exists()
+    pulled = facefix("models", "pull", "refldm", "--accept-licence")
+    assert (pulled.code, pulled.stdout.strip()) == (0, str(home / "refldm")), pulled.stderr
+    assert facefix("models", "verify", "refldm").stdout == "refldm: sound\n"
+    for name in ("lq", "ref0"):
+        Image.fromarray(golden.arrays()[f"{name}_u8"]).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out.png"
+    restored = facefix(
+        "face", tmp_path / "lq.png", "--ref", tmp_path / "ref0.png", "-o", out, "--model", "refldm", "--steps", "2"
+    )
+    assert restored.code == 0, restored.stderr
+    assert Image.open(out).size == (128, 128)
+
+
+def test_a_disk_that_is_full_for_the_imported_model_is_said(
+    server: FaultyServer, home: Path, tiny_checkpoints: Path
+) -> None:
+    """No file may be as large as the converted denoiser."""
+    entry = tiny_refldm(server, tiny_checkpoints)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(FacefixError, match=r"refldm.*cannot be written"):
+            weights.pull(entry, accepted(given=(tiny_checkpoints,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert installed(home) == []
+    assert verify(weights.pull(entry, accepted(given=(tiny_checkpoints,)))) == []
 
 
 def test_checkpoints_that_cannot_be_imported_leave_no_model(

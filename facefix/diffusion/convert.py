@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,8 @@ from facefix.diffusion.autoencoder import AUTOENCODER_CONFIGS, autoencoder_confi
 from facefix.diffusion.pipeline import ReFLDMPipeline
 from facefix.diffusion.schedule import ddim_scheduler
 from facefix.diffusion.unet import UNET_CONFIGS, build_unet, unet_config
-from facefix.errors import CheckpointError, UsageError
+from facefix.errors import CheckpointError, FacefixError, UsageError
+from facefix.photos.atomic import new_folder
 
 StateDict = dict[str, torch.Tensor]
 
@@ -53,6 +52,7 @@ def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) 
     :returns: ``to``.
     :raises UsageError: ``to`` exists and is not an empty folder, or a file is not there.
     :raises CheckpointError: a file is not what it should be.
+    :raises FacefixError: ``to`` cannot be written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found something there; choose another --to")
@@ -66,21 +66,16 @@ def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) 
 
 
 def save_atomically(pipeline: ReFLDMPipeline, to: Path) -> Path:
-    """``save_pretrained`` into a folder that appears whole or not at all."""
-    to = to.absolute()
+    """``save_pretrained`` into a folder that appears whole or not at all.
+
+    :raises FacefixError: it cannot be written.
+    """
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{to.name}-", suffix=".partial", dir=to.parent))
-    except OSError as error:
-        raise UsageError(f"{to}: expected a folder that can be written, found: {error}") from error
-    try:
-        pipeline.save_pretrained(partial, safe_serialization=True)
-        partial.chmod(0o755)
-        partial.replace(to)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return to
+        with new_folder(to) as folder:
+            pipeline.save_pretrained(folder, safe_serialization=True)
+    except (OSError, SafetensorError) as error:
+        raise FacefixError(f"{to}: the model cannot be written: {error}") from error
+    return to.absolute()
 
 
 def read_checkpoint(path: Path) -> StateDict:

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: temporary file in the same folder, check, fsync, rename, fsync again."""
+"""Files and folders that appear whole or not at all.
+
+A file: temporary file in the same folder, check, fsync, rename, fsync again. A folder: built beside its place, renamed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +60,38 @@ def copy_bytes(source: Path, target: Path) -> str:
         if sha256_of(temporary) != expected:
             raise PhotoError(f"{target}: the copy does not hold what {source} does; check the disk")
     return expected
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the name ``target`` when the block ends without an exception.
+
+    Until then it lies in ``.NAME-*`` beside ``target``; leftovers of a killed process can be told by that name. A
+    folder that is in the place is replaced. Raises OSError when it cannot be made or moved: all is then as it was.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        new = staging / "new"
+        new.mkdir()
+        yield new
+        _swap(new, target, aside=staging / "old")
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path, aside: Path) -> None:
+    """Put a finished folder in the place of the one there may be."""
+    if target.exists():
+        target.rename(aside)
+    try:
+        new.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
 
 
 def sha256_of(path: Path) -> str:
