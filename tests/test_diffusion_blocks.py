@@ -30,7 +30,7 @@ EXACT = 1e-6
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several strips in every map of these tests."""
-    monkeypatch.setattr(blocks, "STRIP_VALUES", 2**13)
+    monkeypatch.setattr(blocks, "STRIP_BYTES", 2**15)
 
 
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -154,7 +154,21 @@ def test_every_wide_block_of_the_networks_runs_in_strips(config: str) -> None:
                 assert blocks._is_plain(block), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.skipif(not blocks.multiplies_bf16(), reason="needs a processor with bf16 products")
+@pytest.mark.parametrize(("batch", "channels", "out_channels", "height"), [(2, 64, 48, 12), (1, 160, 160, 32)])
+@torch.no_grad()
+def test_residual_block_in_bf16(batch: int, channels: int, out_channels: int, height: int) -> None:
+    """About as near to the truth as the block itself in bf16."""
+    block = resnet(channels, out_channels, 32)
+    x, timestep = 2 * random(batch, channels, height, 16) + 1, random(batch, 32, seed=3)
+    expected = in_float64(block, x, timestep)
+    half, x, timestep = block.bfloat16(), x.bfloat16(), timestep.bfloat16()
+    found = blocks.residual_block(half, x, timestep)
+    assert found.dtype == torch.bfloat16
+    assert golden.relative_rms(found, expected) < 2.5 * golden.relative_rms(half(x, timestep), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @torch.no_grad()
 def test_other_dtypes_run_the_block_itself(dtype: torch.dtype) -> None:
     block, x = resnet(48, 48).to(dtype), random(1, 48, 8, 8).to(dtype)

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import tiny_pipeline
 
 from facefix import ReferenceCache, ReFLDMPipeline
+from facefix.diffusion import blocks, cachekv
 from facefix.diffusion.cachekv import (
     Branch,
     attention_layers,
@@ -82,6 +83,27 @@ def test_joined_attention_is_the_definition(pipeline: ReFLDMPipeline) -> None:
     assert torch.allclose(merged, spelled_out, atol=1e-5)
     assert torch.allclose(joined, merged, atol=1e-5)
     assert not torch.allclose(denoise(pipeline.unet, sample, 300, [Branch(slice(None), one)]), merged, atol=1e-3)
+
+
+@pytest.mark.skipif(not blocks.multiplies_bf16(), reason="needs a processor with bf16 products")
+@torch.no_grad()
+def test_attention_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, in chunks, with a shared cache, one per row, and a row that reads none."""
+    monkeypatch.setattr(cachekv, "LOGITS_AT_ONCE", 1000)
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, 32, generator=generator).bfloat16()
+
+    query, key, value = tokens(6, 23), tokens(6, 23), tokens(6, 23)
+    shared, per_row = (ReferenceCache({"layer": (tokens(*s), tokens(*s))}, 1) for s in ((1, 40), (2, 40)))
+    branches = (Branch(slice(0, 2), shared, copies=5), Branch(slice(2, 4), per_row), Branch(slice(4, 5), shared))
+    found = cachekv._attend(query, key, value, 4, "layer", branches)
+    exact = tuple(Branch(b.rows, b.cache.to(dtype=torch.float32), b.copies) for b in branches if b.cache is not None)
+    expected = cachekv._attend(query.float(), key.float(), value.float(), 4, "layer", exact)
+    assert found.dtype == torch.bfloat16
+    for one, other in zip(found.float(), expected, strict=True):
+        assert golden.relative_rms(one, other) < 1.5e-2
 
 
 def test_gradients_reach_the_references(pipeline: ReFLDMPipeline) -> None:

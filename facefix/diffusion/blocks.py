@@ -1,4 +1,4 @@
-"""The blocks of diffusers' networks, run channels-last and strip by strip: on the CPU in fp32 without gradients.
+"""The blocks of diffusers' networks, run channels-last and strip by strip: on the CPU without gradients.
 
 A residual block is two rounds of normalising, SiLU and a 3x3 convolution. GroupNorm needs the whole map for its mean
 and variance only; the rest goes strip by strip, in rows that fit the processor's cache. So neither normalised nor
@@ -33,8 +33,8 @@ from facefix.diffusion.winograd import (
     UpsamplingConvolution,
 )
 
-STRIP_VALUES = 2**19
-"""values (pixels x channels) of a strip: 2 MB, with what is made of it about the second-level caches of two cores"""
+STRIP_BYTES = 2**21
+"""size of a strip; with what is made of it about the second-level caches of two cores"""
 MIN_CHANNELS = 48
 """narrower blocks run as they are: there it costs more than it saves"""
 STATISTICS_PARTS = 512
@@ -48,8 +48,15 @@ Affine = tuple[torch.Tensor, torch.Tensor]
 
 
 def applies(x: torch.Tensor) -> bool:
-    """Whether feature maps like this one are run here."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    """Whether feature maps like this one are run here: in fp32, and in bf16 where the processor multiplies it."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and multiplies_bf16())
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has bf16 products."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -154,7 +161,7 @@ def downsample(block: Downsample2D, x: torch.Tensor) -> torch.Tensor:
     rows = channels_last(x)
     batch, height, width, channels = rows.shape
     out = rows.new_empty(batch, height // 2, width // 2, conv.out_channels)
-    step = max(STRIP_VALUES // (batch * width * channels) // 2 * 2, 2)
+    step = max(_strip_values(rows) // (batch * width * channels) // 2 * 2, 2)
     for first in range(0, height, step):
         last = min(first + step, height)
         padded = F.pad(rows[:, first : last + 1], (0, 0, 0, 1, 0, max(last + 1 - height, 0)))
@@ -208,7 +215,7 @@ def _is_plain(block: ResnetBlock2D) -> bool:
 
 
 def _affine(norm: nn.GroupNorm, x: torch.Tensor, added: torch.Tensor | None = None) -> Affine:
-    """GroupNorm of (B, H, W, C) maps as a factor and an offset of every channel.
+    """GroupNorm of (B, H, W, C) maps as a factor and an offset of every channel, from moments in fp32 and float64.
 
     :param added: (B, C), a constant that is to be added to each channel first.
     """
@@ -219,7 +226,7 @@ def _affine(norm: nn.GroupNorm, x: torch.Tensor, added: torch.Tensor | None = No
         parts -= 1
     # Every parts-th pixel belongs to the same part, so that a part's channels are columns of one matrix.
     moments = [
-        torch.batch_norm_update_stats(image.reshape(pixels // parts, parts * channels, 1, 1), None, None, 0.0)
+        torch.batch_norm_update_stats(image.float().reshape(pixels // parts, parts * channels, 1, 1), None, None, 0.0)
         for image in x
     ]
     means, variances = (
@@ -236,7 +243,7 @@ def _affine(norm: nn.GroupNorm, x: torch.Tensor, added: torch.Tensor | None = No
     factor, offset = factor.view(batch, 1, 1, channels), offset.view(batch, 1, 1, channels)
     if added is not None:
         offset = offset + added.double().view(batch, 1, 1, channels) * factor
-    return factor.float(), offset.float()
+    return factor.to(x.dtype), offset.to(x.dtype)
 
 
 def _normalize_and_convolve(
@@ -288,8 +295,9 @@ class _Strip:
 def _strips(x: torch.Tensor, multiple: int, *, width_margin: int = 0) -> Iterator[_Strip]:
     """Strips of a multiple of so many rows, one after the other in the same buffer."""
     batch, height, width, channels = x.shape
-    images = max(min(batch, STRIP_VALUES // (multiple * width * channels)), 1)
-    most = max(STRIP_VALUES // (images * width * channels) // multiple, 1) * multiple
+    values = _strip_values(x)
+    images = max(min(batch, values // (multiple * width * channels)), 1)
+    most = max(values // (images * width * channels) // multiple, 1) * multiple
     even = math.ceil(height / math.ceil(height / most))
     rows = min(math.ceil(even / multiple) * multiple, height)
     padded_width = width + 2 * width_margin
@@ -304,6 +312,10 @@ def _strips(x: torch.Tensor, multiple: int, *, width_margin: int = 0) -> Iterato
             if last == height:
                 padded[:, -1] = 0
             yield _Strip(slice(image, image + shape[0]), first, last, height, padded)
+
+
+def _strip_values(x: torch.Tensor) -> int:
+    return STRIP_BYTES // x.element_size()
 
 
 class _Derived:

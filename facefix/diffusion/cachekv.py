@@ -36,6 +36,9 @@ ReferenceEncoding = Literal["strip", "each"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, token-major: (B, N T, C) each, for N references of T tokens in C = heads x dim."""
 
+LOGITS_AT_ONCE = 2**23
+"""attention logits that exist at the same time where they exist at all: 16 MB in bf16"""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceCache:
@@ -348,8 +351,8 @@ class CacheKVAttnProcessor:
 
 
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    by_head: torch.Tensor = x.unflatten(2, (heads, -1))
-    return by_head.transpose(1, 2)  # (B, T, C) -> (B, heads, T, dim)
+    by_head: torch.Tensor = x.unflatten(-1, (heads, -1))
+    return by_head.transpose(-3, -2)  # (B, T, C) -> (B, heads, T, dim); the same without a batch
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
@@ -360,6 +363,8 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, layer: str, branches: tuple[Branch, ...]
 ) -> torch.Tensor:
     """Attention of (B, T, C) queries to their own keys and values and to those of their branch's references."""
+    if _multiplies_in_bf16(query):
+        return _attend_in_products(query, key, value, heads, layer, branches)
     if not branches:
         return _tokens(F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads)))
     fused = _fused_with_log_sum_exp(query)
@@ -400,6 +405,68 @@ def _attend_joined(
         for row, part in zip(rows, joined.split(1), strict=True):
             parts[row] = part
     return _tokens(torch.cat(parts))
+
+
+def _multiplies_in_bf16(query: torch.Tensor) -> bool:
+    """Where plain matrix products are faster than torch's fused kernel, which multiplies in fp32.
+
+    That is bf16 on processors with AVX-512 bf16 and without tiles (AMX).
+    """
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and blocks.multiplies_bf16()
+        and not torch.cpu._is_amx_tile_supported()
+    )
+
+
+def _attend_in_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, layer: str, branches: tuple[Branch, ...]
+) -> torch.Tensor:
+    """The same with plain matrix products, one face after the other.
+
+    Own and reference tokens of one face are joined for the time of its attention. Logits are rounded to bf16 before the
+    softmax, as in the published code under autocast.
+    """
+    result = torch.empty_like(query)
+    read = {row: (branch, n) for branch in branches for n, row in enumerate(range(query.shape[0])[branch.rows])}
+    for row in range(query.shape[0]):
+        keys, values, bias = key[row], value[row], 0.0
+        if row in read:
+            branch, n = read[row]
+            reference_key, reference_value = _layer_of(branch, layer, query)
+            own_set = n if reference_key.shape[0] > 1 else 0
+            keys = torch.cat([keys, reference_key[own_set]])
+            values = torch.cat([values, reference_value[own_set]])
+            bias = math.log(branch.copies)
+        _softmax_of_products(
+            _heads(query[row], heads), _heads(keys, heads), _heads(values, heads), bias, _heads(result[row], heads)
+        )
+    return result
+
+
+def _softmax_of_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: float, out: torch.Tensor
+) -> None:
+    """Attention of (heads, T, dim) queries into ``out``, so many at once that their logits stay in the caches.
+
+    :param bias: added to the logits of all keys but the first T, which are the face's own.
+    """
+    heads, own, dim = query.shape
+    query = (query * dim**-0.5).contiguous()
+    key, value = key.contiguous().transpose(1, 2), value.contiguous()  # (heads, dim, S), (heads, S, dim)
+    rows = min(max(LOGITS_AT_ONCE // (heads * key.shape[2]), 1), own)
+    logits, weights = query.new_empty(2, heads, rows, key.shape[2])
+    for first in range(0, own, rows):
+        chunk = slice(first, min(first + rows, own))
+        if chunk.stop - first < rows:
+            logits, weights = query.new_empty(2, heads, chunk.stop - first, key.shape[2])
+        torch.bmm(query[:, chunk], key, out=logits)
+        if bias:
+            logits[:, :, own:] += bias
+        torch.softmax(logits, 2, out=weights)
+        out[:, chunk] = torch.bmm(weights, value)
 
 
 def _copies_bias(copies: int, own_tokens: int, reference_key: torch.Tensor) -> torch.Tensor | None:

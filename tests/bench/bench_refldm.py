@@ -11,6 +11,7 @@ one process; figures are medians. A person with 20 faces, 5 references and 50 st
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -181,6 +182,27 @@ def measure(pipeline: ReFLDMPipeline, repeats: int, slow_repeats: int) -> Clock:
     return clock
 
 
+@torch.inference_mode()
+def measure_bf16(pipeline: ReFLDMPipeline, repeats: int) -> Clock:
+    """Our pair with 5 references in the pipeline's dtype and in bf16, in turn."""
+    device = pipeline.unet.device
+    clock = Clock(device)
+    sample, reference_latents = (
+        torch.randn(1, 16, 64, 64, device=device),
+        torch.randn(SET_SIZE, 8, 64, 64, device=device),
+    )
+    calls = {}
+    for name, unet in (("own", pipeline.unet), ("bf16", copy.deepcopy(pipeline.unet).to(torch.bfloat16))):
+        other = ReFLDMPipeline(pipeline.autoencoder, unet, pipeline.scheduler)
+        inputs = sample.to(unet.dtype)
+        branches, copies = other._branches(_cache(other, reference_latents.to(unet.dtype)), 1.5, inputs[:, :8])
+        calls[f"{name}/pair {SET_SIZE}"] = lambda p=other, s=inputs, b=branches, c=copies: _pair(p, s, b, c)
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            clock(name, call)
+    return clock
+
+
 def _cache(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> ReferenceCache:
     return reference_pass(pipeline.unet, latents, encoding="strip")
 
@@ -257,6 +279,7 @@ def main() -> None:
     peak = peak_encode_bytes(pipeline)
     clock = measure(pipeline, arguments.repeats, arguments.slow_repeats)
     parts, cpu_parts = clock.medians(), clock.cpu_medians()
+    in_bf16 = measure_bf16(pipeline, 2 * arguments.repeats) if dtype == torch.float32 else None
     figures = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -267,6 +290,8 @@ def main() -> None:
         "person_wall_s": totals(parts),
         "person_cpu_s": totals(cpu_parts),
         "peak_encode_bytes": peak,
+        "bf16_pair_wall_s": in_bf16 and in_bf16.medians(),
+        "bf16_pair_cpu_s": in_bf16 and in_bf16.cpu_medians(),
     }
     console = Console(width=100)
     title = f"{figures['device']}, {figures['threads']} threads, torch {torch.__version__}, {arguments.dtype}"
@@ -277,6 +302,10 @@ def main() -> None:
     gflop = PAIR_GFLOP + SET_SIZE * REFERENCE_GFLOP
     console.print(f"pair with 5 references: {gflop / parts['fast/pair 5']:.0f} GFLOP/s; ", end="")
     console.print(f"decode: {DECODE_GFLOP / parts['fast/decode']:.0f} GFLOP/s")
+    if in_bf16 is not None:
+        for kind, seconds in (("wall", in_bf16.medians()), ("CPU", in_bf16.cpu_medians())):
+            own, half = seconds[f"own/pair {SET_SIZE}"], seconds[f"bf16/pair {SET_SIZE}"]
+            console.print(f"pair with 5 references in bf16: {half:.3f} {kind} seconds, {half / own:.3f} of fp32")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
