@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -72,10 +73,16 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
         )
     with locked(output):
         names = set[str]() if person is None else _names(output, person)
-        with Ledger.open(output) as ledger:
-            stored = list(ledger.embeddings())
-            doomed = stored if person is None else _of_person(ledger, output, person, names, stored)
-            count = ledger.forget(None if person is None else {(face.sha256, face.number) for face in doomed}, names)
+        try:
+            with Ledger.open(output) as ledger:
+                stored = list(ledger.embeddings())
+                doomed = stored if person is None else _of_person(ledger, output, person, names, stored)
+                keys = None if person is None else {(face.sha256, face.number) for face in doomed}
+                count = ledger.forget(keys, names)
+        except sqlite3.Error as error:
+            raise FacefixError(
+                f"{output}: the ledger cannot be changed: {error}; not all is forgotten: mend that and run it again"
+            ) from error
         entries = forget_person(output / PEOPLE_NAME, person)
         pages = _renew_pages(output)
         searched = _require_gone(output, [face.vector for face in doomed])

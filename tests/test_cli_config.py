@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,12 @@ def test_mistakes_are_usage_errors_that_name_the_file(tmp_path: Path, content: s
     assert (done.code, done.stdout) == (2, "")
     assert "facefix.toml" in done.stderr
     assert message in done.stderr
+
+
+def test_standard_output_on_a_full_disk_is_an_error_without_a_traceback() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "facefix", "config", "show"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "facefix: error: [Errno 28] No space left on device\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,20 @@ def known(tmp_path: Path) -> Known:
         '[[person]]\nid = "p2"\nname = "Bert"\nfaces = ["0.jpg#1"]\n'
     )
     return Known(output, anna, bert)
+
+
+def test_a_disk_that_is_full_is_said_and_the_next_try_forgets(known: Known) -> None:
+    """No file may grow; what a first try got done, the second completes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        refused = facefix("forget", known.output, "Anna")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.code == 1 and str(known.output) in refused.stderr
+    assert "Traceback" not in refused.stderr and "ledger.sqlite" in known.files_with(known.anna)
+    assert facefix("forget", known.output, "Anna").code == 0
+    assert known.files_with(known.anna) == [] and known.files_with(known.bert) == ["ledger.sqlite"]
 
 
 def test_nothing_of_a_forgotten_person_is_left_and_the_other_stays(known: Known) -> None:

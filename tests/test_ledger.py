@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import facefix
 
 from facefix.errors import FacefixError, LockHeld
 from facefix.faces.face import Detection, Face, Quality
@@ -159,6 +160,17 @@ def _hold(output: Path, seconds: float, ready: str) -> None:
     with locked(output):
         Path(ready).touch()
         time.sleep(seconds)
+
+
+@pytest.mark.parametrize("command", ["report", "undo", "forget"])
+def test_commands_name_a_damaged_ledger(tmp_path: Path, command: str) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        path = ledger.path
+    assert path is not None
+    for damaged in (b"garbage" * 100, path.read_bytes()[:5000]):
+        path.write_bytes(damaged)
+        done = facefix(command, tmp_path)
+        assert done.code == 1 and str(path) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_one_run_at_a_time_unless_one_waits(tmp_path: Path) -> None:

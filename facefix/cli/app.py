@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import sys
 import warnings
 from typing import Any
@@ -52,6 +53,9 @@ def run() -> int:
         return int(error.exit_code)
     except typer.Exit as leave:
         return leave.exit_code
+    except (OSError, sqlite3.Error) as error:  # a disk that is full or fails where nobody could know more about it
+        print(f"facefix: error: {error}", file=sys.stderr)
+        return FacefixError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("facefix: interrupted", file=sys.stderr)
         return 130

@@ -203,13 +203,21 @@ class Ledger:
 
     @classmethod
     def snapshot(cls, output: Path | None) -> Ledger:
-        """A copy in memory of the ledger below ``output``, empty where there is none: nothing on disk is changed."""
+        """A copy in memory of the ledger below ``output``, empty where there is none: nothing on disk is changed.
+
+        Raises FacefixError when it cannot be read.
+        """
         memory = sqlite3.connect(":memory:")
         path = output / OUTPUT_MARKER / LEDGER_NAME if output is not None else None
-        if path is not None and path.is_file():
-            with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as disk:
-                disk.backup(memory)
-        return cls(memory, None)
+        try:
+            if path is not None and path.is_file():
+                with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as disk:
+                    disk.backup(memory)
+            return cls(memory, None)
+        except (OSError, sqlite3.Error) as error:
+            raise FacefixError(
+                f"{path}: expected the ledger of an output folder, but it cannot be read: {error}"
+            ) from error
 
     def close(self) -> None:
         """Commit and close."""

@@ -39,9 +39,9 @@ def locked(output: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                     f"output {output}: another run (process {holder}) holds {path}; wait for it, or use --wait SECONDS"
                 )
             time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # only for the message above; undo and forget work on a full disk too
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 
