@@ -43,6 +43,10 @@ def noise(seed: int) -> torch.Tensor:
     return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def grain(seed: int) -> torch.Tensor:
+    return torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(seed))
+
+
 def test_a_face_that_lost_nothing_is_left_as_it_is() -> None:
     face, other = noise(1), 0.5 * noise(2)
     torch.testing.assert_close(complete(face, other), face, rtol=0, atol=1e-5)
@@ -56,6 +60,16 @@ def test_a_blurred_face_gets_the_detail_of_the_reference_and_keeps_its_light() -
     torch.testing.assert_close(guide.mean((2, 3)), lq.mean((2, 3)), rtol=0, atol=0.01)
     flat = complete(lq, torch.zeros_like(lq))  # a reference without detail has none to give
     torch.testing.assert_close(flat, lq, rtol=0, atol=0.05)
+
+
+def test_a_reference_lends_less_detail_where_it_shows_something_else() -> None:
+    """On the right, light is dark: fine bands from there would lie over the face as a ghost."""
+    coarse = F.interpolate(images(1), size=512, mode="bicubic")
+    truth = coarse + 0.2 * grain(3)
+    reference = torch.cat([truth[..., :256], 0.2 * grain(4)[..., 256:] - coarse[..., 256:]], dim=3)
+    lq = F.interpolate(F.interpolate(truth, scale_factor=1 / 8, mode="area"), size=512, mode="bicubic")
+    added = (complete(lq, reference) - lq).square().mean((0, 1, 2)).sqrt()
+    assert added[320:].mean() < 0.8 * added[:192].mean()
 
 
 def test_the_reference_laid_out_most_like_the_face_is_chosen() -> None:

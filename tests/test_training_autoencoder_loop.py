@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from facefix.cli import app
 from facefix.diffusion.autoencoder import build_autoencoder, decode, encode
 from facefix.errors import CheckpointError, UsageError
-from facefix.training.autoencoder_loop import train_autoencoder, unit_latents
+from facefix.training.autoencoder_loop import AutoencoderTask, train_autoencoder, unit_latents
 from facefix.training.config import AutoencoderTraining, write_config
+from facefix.training.loop import Moment
 
 TINY = {
     "block_out_channels": (8, 8, 16, 16),
@@ -142,6 +143,21 @@ def test_a_frozen_encoder_keeps_the_latents(faces: Path, tmp_path: Path) -> None
     before, after = (VQModel.from_pretrained(tmp_path / name).state_dict() for name in ("start", "run/model"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv", "quantize"}
+
+
+def test_the_identity_loss_looks_at_whole_faces_on_its_steps(faces: Path, tmp_path: Path) -> None:
+    """Its value is dlib's dissimilarity of what goes in and what comes out, and the decoder learns from it alone."""
+    losses = {"l1": 0.0, "codebook": 0.0, "identity": 1.0, "identity_every": 2}
+    config = configuration(faces, tmp_path / "run", losses=losses, freeze_encoder=True, quantize=False, whole=64)
+    task = AutoencoderTask(config, torch.device("cpu"))
+    _, values = task.losses(Moment(1, 0.0, 4))
+    assert "identity" not in values
+    loss, values = task.losses(Moment(2, 0.0, 4))
+    assert values["identity"] > 0
+    assert float(loss.detach()) == pytest.approx(values["identity"], rel=1e-5)
+    loss.backward()
+    gradients = [p.grad for p in task.network.decoder.parameters() if p.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
 
 
 def test_a_run_folder_in_use_and_a_changed_configuration_are_refused(faces: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel, VQModel
 from PIL import Image
 from pydantic import ValidationError
 from skimage import data
@@ -232,6 +232,17 @@ def test_a_bank_of_another_autoencoder_is_refused(material: Path, tmp_path: Path
     build_autoencoder(TINY_AUTOENCODER).save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="autoencoder"):
         DenoiserTask(config.model_copy(update={"autoencoder": tmp_path / "other"}), torch.device("cpu"))
+
+
+def test_a_bank_outlives_further_training_of_the_decoder(material: Path, tmp_path: Path) -> None:
+    bank = {"path": tmp_path / "bank", "presets": {"spec": 1}, "references": 1}
+    config = configuration(material, tmp_path / "run", bank=bank)
+    before = DenoiserTask(config, torch.device("cpu")).bank
+    better = VQModel.from_pretrained(material / "autoencoder")
+    torch.nn.init.normal_(better.decoder.conv_out.weight)
+    better.save_pretrained(tmp_path / "better")
+    after = DenoiserTask(config.model_copy(update={"autoencoder": tmp_path / "better"}), torch.device("cpu")).bank
+    assert torch.equal(before.degraded, after.degraded)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])

@@ -23,6 +23,9 @@ _FACE = (0.29, 0.86, 0.25, 0.75)
 _PLACES = 16
 """Faces are compared on a grid this wide: what is left of a severely degraded one."""
 
+_NEIGHBOURHOOD = 7
+"""px of a band, within which it is measured whether two faces agree"""
+
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -35,7 +38,9 @@ def complete(lq: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """LQ faces with the bands that they lost taken from references.
 
     A band of the LQ face is trusted by the square of its amplitude over the reference's, at most 1, both measured
-    inside the face: blur takes whole bands away, and what is left of them is mostly noise.
+    inside the face: blur takes whole bands away, and what is left of them is mostly noise. Trusted bands also tell
+    where the two pictures agree. Where they do not (another pose, another expression, a hand, glasses), the finer
+    bands are halfway the LQ face's, so that the reference lies over it as less of a ghost.
 
     :param lq: (B, 3, S, S) FFHQ-framed faces in [-1, 1].
     :param reference: (B, 3, S, S) likewise, one for each face.
@@ -43,9 +48,13 @@ def complete(lq: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """
     coarse, lq_bands = _pyramid(lq.float())
     _, reference_bands = _pyramid(reference.float())
+    agreed = torch.ones_like(coarse[:, :1])
     for lq_band, reference_band in zip(reversed(lq_bands), reversed(reference_bands), strict=True):
-        trust = (_amplitude(lq_band) / (_amplitude(reference_band) + 1e-6)).clamp(max=1).square()
-        coarse = _resized(coarse, lq_band.shape[-1]) + torch.lerp(reference_band, lq_band, trust)
+        ratio = (_amplitude(lq_band) / (_amplitude(reference_band) + 1e-6)).clamp(max=1)
+        trust = ratio.square()
+        agreed = F.interpolate(agreed, size=lq_band.shape[2:], mode="bilinear", align_corners=False)
+        coarse = _resized(coarse, lq_band.shape[-1]) + torch.lerp(lq_band, reference_band, (1 - trust) * agreed)
+        agreed = torch.lerp(agreed, _agreement(lq_band, ratio * reference_band), trust / 2)
     return coarse
 
 
@@ -87,6 +96,20 @@ def _amplitude(band: torch.Tensor) -> torch.Tensor:
     return _face_luma(band).square().mean((1, 2)).sqrt().view(-1, 1, 1, 1)
 
 
+def _agreement(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """(B, 3, s, s) bands of equal amplitude -> (B, 1, s, s): 1 where the luma is the same, 0 where it is unrelated.
+
+    Twice the local covariance over the sum of the local variances, as in the structure term of SSIM (Wang et al. 2004).
+    """
+    one, other = _luma(one), _luma(other)
+    covariance, variances = _local_mean(one * other), _local_mean(one.square() + other.square())
+    return (2 * covariance / (variances + 1e-5)).clamp(0, 1)
+
+
+def _local_mean(images: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(images, _NEIGHBOURHOOD, stride=1, padding=_NEIGHBOURHOOD // 2, count_include_pad=False)
+
+
 def _layout(images: torch.Tensor) -> torch.Tensor:
     """(n, 3, S, S) -> (n, places): luma inside the face on a coarse grid, zero mean and unit spread."""
     places = _face_luma(_resized(images.float(), 2 * _PLACES)).flatten(1)
@@ -98,6 +121,9 @@ def _layout(images: torch.Tensor) -> torch.Tensor:
 def _face_luma(images: torch.Tensor) -> torch.Tensor:
     """(n, 3, s, s) -> (n, rows, columns) of the face."""
     top, bottom, left, right = (round(fraction * images.shape[-1]) for fraction in _FACE)
-    face = images[:, :, top:bottom, left:right]
-    luma: torch.Tensor = (face * face.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1)
-    return luma
+    return _luma(images[:, :, top:bottom, left:right])[:, 0]
+
+
+def _luma(images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, h, w) -> (n, 1, h, w)."""
+    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -81,7 +81,12 @@ class BankBuilder:
     def _check(self) -> None:
         """Compare, or write, what the bank was made of."""
         digest = hashlib.sha256()
-        for name, weight in self.autoencoder.state_dict().items():
+        encoder = {
+            name: weight
+            for name, weight in self.autoencoder.state_dict().items()
+            if name.startswith(("encoder.", "quant_conv."))  # the decoder may still be trained
+        }
+        for name, weight in encoder.items():
             digest.update(name.encode())
             digest.update(weight.detach().cpu().float().numpy().tobytes())
         facts = {
