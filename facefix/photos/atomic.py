@@ -29,14 +29,20 @@ def is_temporary(name: str) -> bool:
 
 
 def write_bytes(
-    data: bytes, target: Path, *, like: os.stat_result | None = None, verify: Callable[[Path], None] | None = None
+    data: bytes,
+    target: Path,
+    *,
+    like: os.stat_result | None = None,
+    verify: Callable[[Path], None] | None = None,
+    durable: bool = True,
 ) -> None:
     """Put ``data`` at ``target``, replacing what is there; folders on the way are made.
 
     ``like`` gives permissions and modification time. ``verify`` is called with the temporary file before it takes the
-    name, and raises to prevent that. Raises PhotoError, and leaves nothing behind, when it does not work out.
+    name, and raises to prevent that. What can be made again need not be ``durable``: then the disk is not waited for.
+    Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
-    with _temporary(target, like) as temporary:
+    with _temporary(target, like, durable) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
         if verify is not None:
@@ -112,16 +118,18 @@ def remove_leftovers(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _temporary(target: Path, like: os.stat_result | None) -> Iterator[Path]:
+def _temporary(target: Path, like: os.stat_result | None, durable: bool = True) -> Iterator[Path]:
     """Path of a new temporary file beside ``target`` that takes its name when the block ends without an exception."""
     temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _sync(temporary, like)
+        if durable or like is not None:
+            _sync(temporary, like)
         os.replace(temporary, target)
-        _sync(target.parent)
+        if durable:
+            _sync(target.parent)
     except OSError as error:
         raise PhotoError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:

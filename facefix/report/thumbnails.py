@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Final
 from PIL import Image, ImageOps
 
 from facefix.errors import PhotoError
+from facefix.photos import atomic
 from facefix.photos.photo import MAX_PIXELS, read_photo
 from facefix.report.model import Box
 
@@ -73,9 +73,15 @@ def make_thumbnails(
 
     Returns:
         Names of all the files that are there now; a photo that cannot be read is left out.
+
+    Raises:
+        PhotoError: a small picture cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    there = set(os.listdir(folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = set(os.listdir(folder))
+    except OSError as error:
+        raise PhotoError(f"{folder}: cannot be made: {error.strerror or error}") from error
     missing = [sheet for sheet in (_without(sheet, there) for sheet in sheets) if sheet.cuts]
 
     def make(sheet: Sheet) -> list[str]:
@@ -126,7 +132,7 @@ def _make_sheet(sheet: Sheet, folder: Path, max_pixels: int) -> list[str]:
         small = _cut_out(picture, cut.box, enlarged)
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=_QUALITY, method=2)
-        _put(folder / cut.file, buffer.getvalue())
+        atomic.write_bytes(buffer.getvalue(), folder / cut.file, durable=False)
         made.append(cut.file)
     return made
 
@@ -173,15 +179,3 @@ def _cut_out(picture: Image.Image, box: Box | None, enlarged: float) -> Image.Im
     square = (round(x - half), round(y - half), round(x + half), round(y + half))
     side = max(1, min(FACE_PX, square[2] - square[0]))
     return picture.crop(square).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all. It can be made again, so it is not waited for (no fsync)."""
-    temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise PhotoError(f"{path}: cannot be written: {error.strerror or error}") from error
