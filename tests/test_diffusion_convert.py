@@ -196,6 +196,9 @@ def test_the_target_must_be_new(paths: Mapping[str, Path], tmp_path: Path) -> No
         (lambda c: c["params"]["unet_config"]["params"].update(in_channels=8), "expected 16 at"),
         (lambda c: c["params"].update(linear_start=None), "expected a number at params.linear_start"),
         (lambda c: c["params"]["unet_config"]["params"].update(model_channels=64), "does the configuration fit"),
+        (lambda c: c["params"]["unet_config"]["params"].update(model_channels=33), "multiple of 32 at .*found 33"),
+        (lambda c: c["params"]["first_stage_config"]["params"]["ddconfig"].update(ch=40), "multiple of 32 at .*ch,"),
+        (lambda c: c["params"].update(linear_end=5), "linear_end < 1, found .* and 5"),
     ],
 )
 def test_configurations_that_do_not_fit(

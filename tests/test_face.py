@@ -98,6 +98,7 @@ def test_no_references(run: CommandLine, model: Path, album: Path, tmp_path_fact
         (["lq.png", "--steps", "0"], 2, "num_inference_steps: expected a whole number from 1 to 1000, found 0"),
         (["lq.png", "--guidance", "99"], 2, "guidance_scale: expected a number from 0 to 20, found 99"),
         (["lq.png", "--sampler", "euler"], 2, "sampler: expected one of"),
+        (["lq.png", "--seed", str(2**64)], 2, "seed: expected a whole number from 0"),
         (["lq.png", "--device", "cuda:7"], 2, "--device: expected a device that is here, found 'cuda:7'"),
         (["lq.png", "--device", "toaster"], 2, "--device: expected auto, cpu, cuda"),
         (["lq.png", "--dtype", "int8"], 2, "--dtype: expected auto, fp32, bf16, fp16, found 'int8'"),

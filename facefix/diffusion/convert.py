@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from facefix.errors import CheckpointError, FacefixError, UsageError
 from facefix.photos.atomic import new_folder
 
 StateDict = dict[str, torch.Tensor]
+NORM_GROUPS = 32
+"""groups of channels in every normalisation of the published networks"""
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,14 @@ def read_published_config(path: Path) -> PublishedConfig:
     reader.require("params.unet_config.params.out_channels", 8)
     reader.require("params.first_stage_config.params.embed_dim", 8)
     reader.require("params.first_stage_config.params.ddconfig.z_channels", 8)
-    for key in ("params.first_stage_config.params.ddconfig.attn_resolutions",):
-        reader.require(key, [])
+    reader.require("params.first_stage_config.params.ddconfig.attn_resolutions", [])
+    reader.require_groups("params.unet_config.params.model_channels", channels)
+    reader.require_groups("params.first_stage_config.params.ddconfig.ch", base)
+    betas = reader.number("params.linear_start"), reader.number("params.linear_end")
+    if not 0 < betas[0] <= betas[1] < 1:
+        raise CheckpointError(
+            f"{path}: expected 0 < params.linear_start <= params.linear_end < 1, found {betas[0]} and {betas[1]}"
+        )
     return PublishedConfig(
         unet=unet_config(
             tuple(channels * factor for factor in multipliers),
@@ -202,8 +211,8 @@ def read_published_config(path: Path) -> PublishedConfig:
             sample_size=reader.integer("params.first_stage_config.params.ddconfig.resolution"),
         ),
         scheduler={
-            "beta_start": reader.number("params.linear_start"),
-            "beta_end": reader.number("params.linear_end"),
+            "beta_start": betas[0],
+            "beta_end": betas[1],
             "num_train_timesteps": reader.integer("params.timesteps"),
         },
     )
@@ -241,6 +250,10 @@ class _YamlReader:
         if not isinstance(value, list) or not value or not all(isinstance(entry, int) and entry > 0 for entry in value):
             raise CheckpointError(f"{self.path}: expected a list of whole numbers above 0 at {key}, found {value!r}")
         return value
+
+    def require_groups(self, key: str, channels: int) -> None:
+        if channels % NORM_GROUPS:
+            raise CheckpointError(f"{self.path}: expected a multiple of {NORM_GROUPS} at {key}, found {channels}")
 
     def require(self, key: str, expected: Any) -> None:
         value = self.value(key, repr(expected))
@@ -404,6 +417,8 @@ INERT_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omeg
 def _load_pickle(path: Path) -> Any:
     """``torch.load(weights_only=True)``; bookkeeping objects of Lightning are read as inert stand-ins."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", UserWarning)  # torch's about pickles of other protocols: what matters is raised
         if zipfile.is_zipfile(path):
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             inert = [name for name in unknown if name.startswith(INERT_PACKAGES)]
@@ -423,4 +438,6 @@ def _unsafe(path: Path, names: Sequence[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):  # its text is the key alone
+        return "it does not begin as one does"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

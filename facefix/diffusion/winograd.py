@@ -1,4 +1,4 @@
-"""3x3 convolutions with fewer multiplications, for the CPU in fp32 without gradients.
+"""3x3 convolutions with fewer multiplications, for the CPU without gradients.
 
 ``RowConvolution`` is Winograd's F(4, 3) along the height (Lavin & Gray, arXiv 1509.09308): four rows of output from six
 rows of input by six 1x3 convolutions instead of twelve. Along one axis only, and with the interpolation points

@@ -34,6 +34,10 @@ class SamplingSettings:
     start_timestep: int | None = None
     """start from the LQ latent noised to this timestep instead of from pure noise"""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed: expected a whole number from 0 to 2**63 - 1, found {self.seed}")
+
 
 @dataclass(frozen=True, slots=True)
 class CachedReferences:
