@@ -181,7 +181,7 @@ def read_record(path: Path) -> Record:
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("record.json"))
             if about.pop("version") != _VERSION:
-                raise PhotoError(f"{printable(path)}: was written by another version of facefix, which can read it")
+                raise PhotoError(f"{printable(path)}: was written by another facefix, and only that can read it")
             patches = [
                 _unpacked_patch(fields, {kind: archive.read(f"{number}.{kind}") for kind in fields["files"]})
                 for number, fields in enumerate(about.pop("patches"))
