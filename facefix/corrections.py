@@ -39,6 +39,8 @@ class CorrectedPerson:
     """leave these faces as they are"""
     pinned: tuple[Face, ...] = ()
     banned: frozenset[FaceKey] = field(default_factory=frozenset)
+    unused: tuple[str, ...] = ()
+    """pins and bans that name none of these faces"""
     is_merged: bool = False
     """several entries of people.toml were put together by hand"""
 
@@ -162,6 +164,7 @@ def _person(
     labels = [(label(face), face) for face in faces]
     pinned = tuple(face for text, face in labels if text in pins or whole_photo(text) in pins)
     banned = {face.key for text, face in labels if text in bans or whole_photo(text) in bans}
+    known = {text for label_, _ in labels for text in (label_, whole_photo(label_))}
     return CorrectedPerson(
         id=key,
         name=entry.name or name or f"Person {key.removeprefix('p')}",
@@ -169,6 +172,7 @@ def _person(
         excluded=any(part.exclude for part in parts),
         pinned=pinned,
         banned=frozenset(banned - {face.key for face in pinned}),
+        unused=tuple(sorted((pins | bans) - known)),
         is_merged=len(parts) > 1,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from facefix.album import (
+    PEOPLE_FILE,
     Album,
     Portrait,
     Problem,
@@ -200,6 +201,11 @@ class Run:
     def find_people(self, found: Found) -> People:
         """Who is who, over all photos, done or not."""
         people = find_people(found, self.album, self.settings, self.backend)
+        for person in people.persons:
+            for label in person.unused:
+                self.options.progress.problem(
+                    f"{PEOPLE_FILE}: pin or ban {label} of {person.name}: names none of this person's faces"
+                )
         self.summary.people = len(people.persons)
         self.summary.faces = sum(len(photo.faces) for photo in found.photos.values())
         return people

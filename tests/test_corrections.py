@@ -53,6 +53,15 @@ def test_the_file_outweighs_the_grouping() -> None:
     ]
 
 
+def test_pins_and_bans_that_name_nobodys_face_are_told() -> None:
+    entry = PersonEntry(
+        "p1", "Ann", pin=("a.jpg#0", "d.jpg#0", "x.jpg#0"), ban=("b.jpg", "b.jpg#7"), faces=("a.jpg#0",)
+    )
+    (ann, other) = apply_corrections([Group((A, B)), Group((D,))], PeopleFile((entry,)), LABEL)
+    assert (ann.name, keys(ann.pinned), ann.banned) == ("Ann", ["a.jpg#0"], frozenset({B.key}))
+    assert ann.unused == ("b.jpg#7", "d.jpg#0", "x.jpg#0") and other.unused == ()
+
+
 def test_new_faces_of_a_split_group_go_to_the_most_similar() -> None:
     people = PeopleFile((PersonEntry("p1", "Left", faces=("a.jpg#0",)), PersonEntry("p2", "Right", faces=("d.jpg#0",))))
     persons = apply_corrections([Group((A, B, C, D))], people, LABEL)
