@@ -187,6 +187,22 @@ def test_enlarged_output_gives_the_enlarged_original(tmp_path: Path) -> None:
     assert np.array_equal(samples(done.written), stored_raster(photo, 2).samples)
 
 
+def test_a_developed_raw_photo_gives_what_was_developed(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy")
+    photo_factory.dng(tmp_path / "a.dng")
+    photo = read_photo(tmp_path / "a.dng")
+    restore(photo, tmp_path / "out", "a.dng.tif")
+    for keeps_original in (True, False):
+        copy = tmp_path / "out" / f"{keeps_original}.tif"
+        shutil.copy(tmp_path / "out" / "a.dng.tif", copy)
+        if not keeps_original:
+            (tmp_path / "a.dng").unlink()
+        done = undo.undo(copy)
+        assert not done.exact, "the original is no TIFF"
+        assert np.array_equal(samples(copy), stored_raster(photo).samples)
+        assert read_photo(copy).xmp is None
+
+
 def test_never_over_the_original(tmp_path: Path) -> None:
     original, output = restored(tmp_path, "chunks.png")
     content = original.read_bytes()
