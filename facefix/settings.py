@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     model: str = Field("auto", description="restoration model: its name, its folder, or auto: the best installed")
     steps: int | None = Field(None, ge=1, le=1000, description="sampling steps; default: the model's own")
     guidance: float | None = Field(None, ge=0, le=20, description="guidance scale; default: the model's own")
-    sampler: str | None = Field(None, description="sampler; default: the model's own")
+    sampler: Literal["ddim", "dpm++", "unipc"] | None = Field(None, description="sampler; default: the model's own")
     seed: int = Field(2024, ge=0, lt=2**63, description="seed of the noise")
 
     strength: float = Field(1.0, ge=0, le=1, description="how much of the restoration is used, 0 to 1")

@@ -83,6 +83,20 @@ def test_turned_photos_without_orientation(backend: Backend, quarter_turns: int)
     assert index_photo(Upright(turned, orientation=1), backend) == []
 
 
+def test_small_faces_of_a_large_turned_photo(backend: Backend) -> None:
+    """They are too small to be found at half the size, where turned photos are looked at first."""
+    picture = Image.fromarray(data.astronaut()[:260, 90:350]).resize((120, 120), Image.Resampling.LANCZOS)
+    photo = Image.new("RGB", (700, 660), (90, 100, 110))
+    photo.paste(picture, (300, 250))
+    pixels = np.asarray(photo)
+    assert len(index_photo(Upright(pixels), backend)) == 1
+    for quarter_turns in (1, 2):
+        turned = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        assert backend.detector.detect(np.asarray(photo.reduce(2))) == []
+        (found,) = index_photo(Upright(turned), backend)
+        assert found.detection.confidence > 0.7
+
+
 def test_faces_are_numbered_left_to_right(backend: Backend) -> None:
     portrait = data.astronaut()[:260, 90:350]
     both = np.ascontiguousarray(np.concatenate([portrait, portrait[:, ::-1]], axis=1))

@@ -26,7 +26,6 @@ _METAVARS = {
     "model": "NAME|FOLDER",
     "steps": "N",
     "guidance": "X",
-    "sampler": "NAME",
     "seed": "N",
     "strength": "0..1",
     "upscale": "N",

@@ -87,14 +87,15 @@ def _detect(photo: UprightPhoto, backend: Backend) -> list[Detection]:
     found = backend.detector.detect(photo.pixels)
     if photo.orientation is not None or _has_upright_face(found):
         return found
-    quarter_turns = _best_turn(photo.pixels, found, backend)
-    if quarter_turns == 0:
-        return found
-    turned = backend.detector.detect(np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns)))
-    if _upright(turned) < _upright(found) + _MARGIN_OF_A_TURN:
-        return found
     height, width = photo.pixels.shape[:2]
-    return [turned_back(face, quarter_turns, width, height) for face in turned]
+    best, needed = found, _upright(found) + _MARGIN_OF_A_TURN
+    for quarter_turns in _turns_to_try(photo.pixels, backend):
+        turned = backend.detector.detect(np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns)))
+        if _upright(turned) > needed:
+            best, needed = [turned_back(face, quarter_turns, width, height) for face in turned], _upright(turned)
+        if _has_upright_face(turned):
+            break
+    return best
 
 
 _MARGIN_OF_A_TURN = 0.1
@@ -104,20 +105,21 @@ _SURE = 0.7
 """Confidence of a face that says which way is up; those of our photographs have more than 0.85 unless in profile."""
 
 _LEAST_SIDE_TO_HALVE = 640
-"""Which way is up is looked for in the photo at half its size, unless it is smaller than this."""
+"""Which way is up is looked for in the photo at half its size first, unless it is smaller than this."""
 
 
-def _best_turn(pixels: NDArray[np.uint8], found: Sequence[Detection], backend: Backend) -> int:
-    """Quarter turns after which the photo has the most evidence of being the right way up; 0 unless clearly so."""
-    small = np.asarray(Image.fromarray(pixels).reduce(2)) if min(pixels.shape[:2]) >= _LEAST_SIDE_TO_HALVE else pixels
-    best, most = 0, _upright(found) + _MARGIN_OF_A_TURN
-    for quarter_turns in (1, 3, 2):
+def _turns_to_try(pixels: NDArray[np.uint8], backend: Backend) -> tuple[int, ...]:
+    """Quarter turns, the most promising one first: a look at half the size is cheap, and misses small faces only."""
+    turns = (1, 3, 2)
+    if min(pixels.shape[:2]) < _LEAST_SIDE_TO_HALVE:
+        return turns
+    small, evidence = np.asarray(Image.fromarray(pixels).reduce(2)), dict.fromkeys(turns, 0.0)
+    for quarter_turns in turns:
         turned = backend.detector.detect(np.ascontiguousarray(np.rot90(small, quarter_turns)))
-        if _upright(turned) > most:
-            best, most = quarter_turns, _upright(turned)
-        if best and _has_upright_face(turned):
+        evidence[quarter_turns] = _upright(turned)
+        if _has_upright_face(turned):
             break
-    return best
+    return tuple(sorted(turns, key=lambda quarter_turns: -evidence[quarter_turns]))
 
 
 def _has_upright_face(found: Sequence[Detection]) -> bool:
