@@ -139,7 +139,7 @@ def test_the_autoencoder() -> None:
     assert torch.equal(images, before)
     latents = random(1, 8, 8, 12)
     expected = exact.decode(latents.double(), force_not_quantize=True).sample
-    assert golden.relative_rms(decode(model, latents, quantized=False), expected) < 3 * EXACT
+    assert golden.relative_rms(decode(model, latents, quantized=False), expected) < 5 * EXACT
 
 
 @pytest.mark.parametrize("config", ["refldm", "small"])
