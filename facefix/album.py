@@ -12,7 +12,7 @@ from typing import Any
 
 from facefix.errors import UsageError
 from facefix.photos.ledger import DoneRow, Ledger
-from facefix.photos.scan import ScannedPhoto, Skipped, output_path, printable, scan
+from facefix.photos.scan import ScannedPhoto, Skipped, output_path, printable, readable, scan
 from facefix.settings import Settings
 
 PEOPLE_FILE = "people.toml"
@@ -84,7 +84,7 @@ def open_album(inputs: Sequence[Path], listed: Sequence[Path], settings: Setting
         if not settings.refs.is_dir():
             raise UsageError(f"--refs {settings.refs}: expected a folder of portraits, found none")
         portraits = tuple(
-            Portrait(photo.path, photo.relative.parts[0] if len(photo.relative.parts) > 1 else None)
+            Portrait(photo.path, readable(photo.relative.parts[0]) if len(photo.relative.parts) > 1 else None)
             for photo in scan([settings.refs]).photos
         )
         if not portraits:

@@ -23,7 +23,7 @@ from facefix.faces.embed import DlibEmbedder
 from facefix.people_file import PeopleFile, PeopleIndex, forget_person
 from facefix.photos.ledger import LEDGER_NAME, Ledger, StoredEmbedding
 from facefix.photos.lock import locked
-from facefix.photos.scan import OUTPUT_MARKER
+from facefix.photos.scan import OUTPUT_MARKER, readable
 
 PEOPLE_NAME = "people.toml"
 
@@ -173,7 +173,7 @@ def _labels(people: PeopleFile, names: set[str]) -> Iterator[str]:
 
 
 def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
-    contents = {sha256 for path, sha256 in ledger.paths() if path.parent.name in names}
+    contents = {sha256 for path, sha256 in ledger.paths() if readable(path.parent.name) in names}
     return {(face.sha256, face.number) for face in stored if face.sha256 in contents}
 
 

@@ -10,7 +10,6 @@ of the face in it, from 0, left to right. Bytes of a name that are not UTF-8, an
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections import Counter
@@ -25,6 +24,7 @@ from tomlkit.items import AoT, Array, Table
 from facefix.errors import UsageError
 from facefix.faces.face import Face
 from facefix.photos import atomic
+from facefix.photos.scan import readable
 
 FORMAT_VERSION: Final = 1
 
@@ -240,11 +240,7 @@ def _unique(persons: Sequence[PersonEntry], next_number: int) -> PeopleFile:
 
 def _text(path: PurePath) -> str:
     """A path as TOML can hold it: slashes, and percent signs and bytes that are not UTF-8 percent-encoded."""
-    raw = os.fsencode(path.as_posix()).replace(b"%", b"%25")
-    return "".join(
-        f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char
-        for char in raw.decode("utf-8", "surrogateescape")
-    )
+    return readable(path.as_posix().replace("%", "%25"))
 
 
 def _parse(data: Mapping[str, Any]) -> PeopleFile:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from albums import Borrow, make_portraits, old_photo, portrait
 from PIL import Image
+from tiny import tiny_pipeline
 
 from facefix.faces.backends import Backend, load_backend
 from facefix.job import Options, Request, restore_album, survey_album
@@ -183,3 +187,40 @@ def test_photos_are_done_again_when_a_reference_turns_out_to_be_somebody_else(tm
     assert summary.statuses.total() == 1 and names(out)["sharp.png"] == "Bea"
     summary, _ = run()
     assert (summary.already_done, summary.statuses) == (4, {})
+
+
+HOSTILE = (os.fsdecode(b"\xff <b>ann\n"), os.fsdecode(b"m\xf6re \x1b[31m"), os.fsdecode(b"\xfe {{7}}.jpg"))
+"""A person's folder of portraits, a folder of the album, a photo: not UTF-8, with markup and control characters."""
+
+
+def test_hostile_names_of_folders_portraits_and_photos(tmp_path: Path) -> None:
+    """Every command, in a UTF-8 locale: nothing stops at such a name, and the person can be forgotten by it."""
+    folder, place, name = HOSTILE
+    photo, out, refs = tmp_path / "album" / place / name, tmp_path / "out", tmp_path / "refs"
+    photo.parent.mkdir(parents=True)
+    old_photo("ann", 0).save(tmp_path / "photo.jpg", quality=90)
+    (tmp_path / "photo.jpg").rename(photo)
+    make_portraits(refs, ("ann",))
+    (refs / "ann").rename(refs / folder)
+    tiny_pipeline(default_steps=1).save_pretrained(tmp_path / "tiny")
+    album = (tmp_path / "album", "--refs", refs, "-o", out, "--faces", "dlib")
+
+    def run(*arguments: object, code: int = 0) -> str:
+        command = [sys.executable, "-m", "facefix", *map(os.fspath, map(str, arguments))]
+        environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+        stdout, stderr = (os.fsdecode(stream) for stream in (done.stdout, done.stderr))
+        assert done.returncode == code and "Traceback" not in stderr, stderr
+        return stdout
+
+    table = run("people", *album, "--html")
+    assert "\x1b" not in table and "%FF <b>ann" in table
+    assert 'name = "%FF <b>ann\\n"' in (out / "people.toml").read_text("utf-8")
+    options = ("--restore", "all", "--model", tmp_path / "tiny")
+    (row,) = map(json.loads, run("restore", *album, *options, "--jsonl").splitlines())
+    assert row["photo"] == str(photo) and row["faces"][0]["person"] == "%FF <b>ann\n"
+    assert (out / place / name).is_file()
+    run("report", out)
+    run("undo", out)
+    assert json.loads(run("forget", out, "%FF <b>ann\n", "--json"))["embeddings"] == 2
+    run("people", *album, "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sqlite3
 import sys
@@ -42,6 +43,8 @@ def run() -> int:
     # a damaged photo is named with its reason; that is enough
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("imagecodecs").addHandler(logging.NullHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files go out as the bytes they are, in every locale
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         code = app(prog_name="facefix", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -104,15 +104,17 @@ def print_table(survey: Survey) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from facefix.photos.scan import printable
+
     table = Table("id", "name", "faces", "portraits", "to restore", "references", show_lines=True)
     for row in survey.persons():
         references = "\n".join(
-            f"{escape(reference.path.name)}#{reference.face.index}: {escape(reference.reason)}"
+            f"{escape(printable(reference.path.name))}#{reference.face.index}: {escape(reference.reason)}"
             for reference in row.references
         )
         table.add_row(
             row.person.id,
-            escape(row.person.name) + (" (excluded)" if row.person.excluded else ""),
+            escape(printable(row.person.name)) + (" (excluded)" if row.person.excluded else ""),
             str(len(row.album)),
             str(len(row.portraits)),
             str(row.to_restore),

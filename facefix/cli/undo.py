@@ -25,6 +25,7 @@ def undo(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> int:
     """Give outputs the original pixels of their restored faces back. The next run leaves them so."""
+    from facefix.photos.scan import printable
     from facefix.takeback import take_back
 
     done, failed = [], 0
@@ -36,7 +37,7 @@ def undo(
             done.append(result.undone)
             if not as_json:
                 how = "the original" if result.undone.exact else f"{result.undone.regions} regions"
-                typer.echo(f"{result.undone.written}: {how} put back")
+                typer.echo(f"{printable(result.undone.written)}: {how} put back")
     if as_json:
         rows = [
             {"photo": str(one.path), "written": str(one.written), "regions": one.regions, "original": one.exact}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from facefix.errors import PhotoError
+from facefix.photos.scan import printable
 
 TEMPORARY_PREFIX = ".facefix-"
 TEMPORARY_SUFFIX = ".tmp"
@@ -58,13 +59,14 @@ def copy_bytes(source: Path, target: Path) -> str:
     try:
         like = source.stat()
         if not stat.S_ISREG(like.st_mode):
-            raise PhotoError(f"{source}: cannot be copied: expected a regular file")
+            raise PhotoError(f"{printable(source)}: cannot be copied: expected a regular file")
     except OSError as error:
-        raise PhotoError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise PhotoError(f"{printable(source)}: cannot be read: {error.strerror or error}") from error
     with _temporary(target, like) as temporary:
         expected = _copy_and_hash(source, temporary)
         if sha256_of(temporary) != expected:
-            raise PhotoError(f"{target}: the copy does not hold what {source} does; check the disk")
+            names = f"{printable(target)}: the copy does not hold what {printable(source)} does"
+            raise PhotoError(f"{names}; check the disk")
     return expected
 
 
@@ -131,7 +133,7 @@ def _temporary(target: Path, like: os.stat_result | None, durable: bool = True) 
         if durable:
             _sync(target.parent)
     except OSError as error:
-        raise PhotoError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise PhotoError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -165,7 +167,7 @@ def _chunks_of(path: Path) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
     except OSError as error:
-        raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PhotoError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
 
 
 def free_bytes(folder: Path) -> int:

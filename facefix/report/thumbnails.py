@@ -41,7 +41,8 @@ class Cut:
     def file(self) -> str:
         """File name of the small picture."""
         where = "photo" if self.box is None else ",".join(f"{edge:.1f}" for edge in self.box)
-        return hashlib.sha256(f"1\n{self.content}\n{where}".encode()).hexdigest()[:24] + ".webp"
+        text = f"1\n{self.content}\n{where}"  # a path in it may have bytes that are not UTF-8
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24] + ".webp"
 
 
 @dataclass(frozen=True, slots=True)
