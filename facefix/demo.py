@@ -2,7 +2,7 @@
 
 The album is degraded copies of NASA's portrait of Eileen Collins (public domain, in scikit-image) and of insightface's
 sample group photo; the portraits are the faces of the sharp ones. That is the best case: seldom does a person have a
-portrait with the very look of the photo. The astronaut's is mirrored, so that it is at least no crop of what is restored;
+portrait with the very look of the photo. The astronaut's is mirrored, so that it is at least not the very same pixels;
 the group's are not, since mirrored they would look the other way.
 """
 
