@@ -81,9 +81,15 @@ def absurd_exif(generator: random.Random) -> bytes:
     return generator.choice(choices)
 
 
+def profile(space: str) -> bytes:
+    """A colour profile that does not say when it was made: the same seed gives the same files."""
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+    return made[:24] + bytes(12) + made[36:]
+
+
 def broken_icc(generator: random.Random) -> bytes:
     """A colour profile that is cut, overwritten, of the wrong kind, or none."""
-    sound = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    sound = bytearray(profile("sRGB"))
     kind = generator.randrange(6)
     if kind == 0:
         return bytes(sound[: generator.randrange(1, len(sound))])
@@ -99,7 +105,7 @@ def broken_icc(generator: random.Random) -> bytes:
     if kind == 4:
         sound[0:4] = b"\xff\xff\xff\xff"
         return bytes(sound)
-    return bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
+    return profile("LAB")
 
 
 def hostile_xmp(generator: random.Random) -> bytes:
@@ -129,7 +135,7 @@ def sound(generator: random.Random) -> tuple[str, bytes]:
     """(suffix, content) of a small photo with metadata, of a random format."""
     kind = generator.choice(["JPEG", "JPEG", "JPEG", "PNG", "PNG 16", "PNG palette", "TIFF", "WEBP", "BMP"])
     exif = exif_block([(0x0112, 3, 1, struct.pack("<HH", generator.randrange(1, 9), 0))])
-    icc = bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    icc = profile("sRGB")
     image, options = picture(generator), dict[str, object]()
     if kind == "JPEG":
         options = {"quality": generator.randrange(30, 96), "progressive": generator.random() < 0.3}

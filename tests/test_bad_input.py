@@ -29,6 +29,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from facefix.photos.scan import printable
+from facefix.report import REPORT_FOLDER
 
 COUNT = int(os.environ.get("FACEFIX_TEST_DAMAGED", "1000"))
 SEED = int(os.environ.get("FACEFIX_TEST_SEED", "20"))
@@ -113,8 +114,9 @@ class Finished:
 def restore(*arguments: object, model: Path, wrapper: tuple[str, ...] = ()) -> Finished:
     """Run ``facefix restore`` as a process of its own."""
     command = (*wrapper, sys.executable, "-m", "facefix", "restore", *map(os.fspath, map(str, arguments)))
-    options = ("--model", str(model), "--faces", "dlib", "--device", "cpu", "--threads", "2", "--no-report")
+    options = ("--model", str(model), "--faces", "dlib", "--device", "cpu", "--threads", "2")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["PYTHONIOENCODING"] = "utf-8:strict"  # as in a UTF-8 locale, whatever this machine's is
     start = time.monotonic()
     with subprocess.Popen(
         [*command, *options],
@@ -215,6 +217,13 @@ def test_faces_among_the_damage_are_found(finished: Run) -> None:
 def test_bombs_do_not_fill_the_memory(finished: Run) -> None:
     _, _, done, _ = finished
     assert 0 < done.peak_bytes < MAX_MEMORY_BYTES
+
+
+def test_the_report_shows_every_file(finished: Run) -> None:
+    album, output, _, _ = finished
+    page = (output / REPORT_FOLDER / "index.html").read_text("utf-8")
+    photos = json.loads(page.split('id="data">')[1].split("</script>")[0])["photos"]
+    assert len(photos) == len(album.expected)
 
 
 def test_a_second_run_tries_only_the_failures_again(finished: Run, model: Path) -> None:
