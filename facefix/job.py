@@ -339,10 +339,13 @@ class Run:
         worker = DeviceWorker(restorer, batch_size, self.settings.cache_mib << 20, self.model.load_on_cpu)
         phase = RestorePhase(worker, finisher, self.pool, self.settings, self.options.stop)
         faces = sum(len(task.faces) for task in tasks)
+        people, seen = {face.person for task in tasks for face in task.faces}, set[str]()
         self.options.progress.phase("restoring", faces, "faces")
         for done, (task, outcome) in enumerate(phase.run(tasks), start=1):
             yield outcome
-            self.options.progress.advance(len(task.faces), detail=f"{done} of {len(tasks)} photos")
+            seen |= {face.person for face in task.faces}
+            detail = f"{done} of {len(tasks)} photos, {len(seen)} of {len(people)} people"
+            self.options.progress.advance(len(task.faces), detail=detail)
         self.summary.restore_seconds = phase.seconds
         self.summary.device = worker.statistics
         if worker.statistics.faces:

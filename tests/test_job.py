@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from facefix.faces.backends import Backend, load_backend
 from facefix.job import Options, Request, restore_album, survey_album
 from facefix.photos.ledger import Ledger, PhotoOutcome
 from facefix.photos.lock import locked
+from facefix.progress import PlainLines
 from facefix.restore import Stop
 from facefix.settings import Settings
 from facefix.summary import Summary
@@ -160,6 +162,15 @@ def test_a_person_is_encoded_once_however_many_faces(place: Place) -> None:
     summary = place.restore(refs_from="portraits")
     assert summary.device.faces == 6
     assert summary.device.references_encoded == len(place.restorer.prepared) == 3
+
+
+def test_progress_counts_photos_faces_and_people(place: Place) -> None:
+    stream = io.StringIO()
+    options = place.options(progress=PlainLines(stream, every_seconds=0))
+    restore_album(Request((place.album,)), place.settings_with(), options)
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("restoring:")]
+    assert lines[0] == "restoring: 6 faces"
+    assert lines[-1].startswith("restoring: 6/6 faces, 6 of 6 photos, 3 of 3 people, about ")
 
 
 def test_a_second_run_does_nothing(place: Place) -> None:
