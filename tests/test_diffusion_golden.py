@@ -167,7 +167,7 @@ def test_codes_and_decoding(pipeline: ReFLDMPipeline, arrays: dict[str, np.ndarr
 def test_schedule(arrays: dict[str, np.ndarray]) -> None:
     found = published_alphas_cumprod(0.0015, 0.0155, 1000).numpy()
     assert np.abs(found - arrays["alphas_cumprod"]).max() <= 1e-7
-    scheduler = prepare(ddim_scheduler(), 5, torch.device("cpu"), None)
+    scheduler, _ = prepare(ddim_scheduler(), 5, torch.device("cpu"), None)
     assert np.abs(scheduler.betas.numpy() - arrays["betas"]).max() <= 1e-7
     used = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
     assert np.array_equal(used[::-1], arrays["ddim5_cfg1.5.alphas"])

@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 
 from facefix import ReFLDMPipeline
 from facefix.diffusion.autoencoder import AUTOENCODER_CONFIGS, build_autoencoder
-from facefix.diffusion.schedule import SAMPLERS, make_sampler, prepare
+from facefix.diffusion.schedule import SAMPLERS, ddim_scheduler, make_sampler, prepare
 from facefix.diffusion.unet import UNET_CONFIGS, build_unet
 from facefix.errors import NotFiniteError, UsageError
 
@@ -101,20 +101,35 @@ def test_samplers(pipeline: ReFLDMPipeline, name: str) -> None:
         make_sampler("euler", pipeline.scheduler)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_starting_from_the_noised_lq_latent(pipeline: ReFLDMPipeline, name: str) -> None:
-    scheduler = prepare(make_sampler(name, pipeline.scheduler), 4, torch.device("cpu"), 499)
-    assert len(scheduler.timesteps) == 4
-    assert 350 <= int(scheduler.timesteps[0]) <= 499
+def test_starting_from_the_noised_lq_latent(pipeline: ReFLDMPipeline, name: str, steps: int) -> None:
+    _, timesteps = prepare(make_sampler(name, pipeline.scheduler), steps, torch.device("cpu"), 499)
+    assert len(timesteps) == steps
+    assert 0 < int(timesteps[0]) <= 499
+    other = tiny_pipeline()
+    other.scheduler = make_sampler(name, pipeline.scheduler)
     seen: list[int] = []
-    pipeline(picture(), None, 4, start_timestep=499, callback_on_step_end=lambda _, __, t, ___: seen.append(int(t)))
-    assert len(seen) == 4
-    assert max(seen) <= 499
+    other(picture(), None, steps, start_timestep=499, callback_on_step_end=lambda _, __, t, ___: seen.append(int(t)))
+    assert seen == timesteps.tolist()
+
+
+@pytest.mark.parametrize("start", [None, 499])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_sampler_ends_at_what_a_perfect_denoiser_says(name: str, start: int | None) -> None:
+    """The multistep samplers fall back to the first order at the end, also when they start in the middle."""
+    base = ddim_scheduler(prediction_type="sample", set_alpha_to_one=True)
+    scheduler, timesteps = prepare(make_sampler(name, base), 4, torch.device("cpu"), start)
+    clean, noise = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    sample = scheduler.add_noise(clean, noise, timesteps[:1])
+    for timestep in timesteps:
+        sample = scheduler.step(clean, timestep, sample, return_dict=False)[0]
+    torch.testing.assert_close(sample, clean, rtol=0, atol=0.05)
 
 
 def test_published_number_of_steps(pipeline: ReFLDMPipeline) -> None:
     for asked, run in [(50, 50), (7, 8), (30, 31), (3, 4), (1, 1)]:
-        timesteps = prepare(pipeline.scheduler, asked, torch.device("cpu"), None).timesteps
+        _, timesteps = prepare(pipeline.scheduler, asked, torch.device("cpu"), None)
         assert len(timesteps) == run
         assert int(timesteps[0]) == 999
 

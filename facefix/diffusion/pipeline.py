@@ -198,9 +198,9 @@ class ReFLDMPipeline(DiffusionPipeline):
         base, base_latents = self._guides(crops, lq_latents, references)
 
         # 3. Timesteps, start latents
-        scheduler = prepare(self.scheduler, steps, lq_latents.device, start)
+        scheduler, timesteps = prepare(self.scheduler, steps, lq_latents.device, start)
         noise = self._start_noise(lq_latents, generator, latents)
-        sample = self._start_latents(scheduler, noise, base_latents, start)
+        sample = self._start_latents(scheduler, noise, base_latents, None if start is None else timesteps[:1])
 
         # 4. Denoising loop
         branches, copies = self._branches(references, scale, lq_latents)
@@ -208,7 +208,7 @@ class ReFLDMPipeline(DiffusionPipeline):
         if references is None and self.unguided is not None:
             unet, latent_scale = self.unguided, self.config.unguided_latent_scale
         conditions = [lq_latents, base_latents] if is_guided(unet) else [lq_latents]
-        for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
+        for step, timestep in enumerate(self.progress_bar(timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
             faces = torch.cat([scaled, *conditions], dim=1)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
@@ -273,13 +273,13 @@ class ReFLDMPipeline(DiffusionPipeline):
         return latents.to(lq_latents.device, torch.float32)
 
     def _start_latents(
-        self, scheduler: SchedulerMixin, noise: torch.Tensor, base_latents: torch.Tensor, start_timestep: int | None
+        self, scheduler: SchedulerMixin, noise: torch.Tensor, base_latents: torch.Tensor, start: torch.Tensor | None
     ) -> torch.Tensor:
-        """Pure noise, or the LQ or guide latent (zero, for a residual model) noised to the first timestep."""
-        if start_timestep is None:
+        """Pure noise, or the LQ or guide latent (zero, for a residual model) noised to the (1,) first timestep."""
+        if start is None:
             return noise * float(scheduler.init_noise_sigma)
         clean = torch.zeros_like(noise) if self.config.residual else base_latents.float() / self.config.latent_scale
-        noised: torch.Tensor = scheduler.add_noise(clean, noise, scheduler.timesteps[:1].expand(len(noise)))
+        noised: torch.Tensor = scheduler.add_noise(clean, noise, start.expand(len(noise)))
         return noised
 
     def _branches(

@@ -52,8 +52,10 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     return kind(**shared)
 
 
-def prepare(scheduler: SchedulerMixin, steps: int, device: torch.device, start_timestep: int | None) -> SchedulerMixin:
-    """A scheduler of its own for one sampling run, with its timesteps set (schedulers keep state between steps).
+def prepare(
+    scheduler: SchedulerMixin, steps: int, device: torch.device, start_timestep: int | None
+) -> tuple[SchedulerMixin, torch.Tensor]:
+    """A scheduler of its own for one sampling run (schedulers keep state between steps), and the timesteps to run.
 
     DDIM runs the timesteps of the published code: where ``steps`` does not divide the number of training timesteps,
     that is one or a few more than asked for (3 asked for: 999, 666, 333, 0).
@@ -69,12 +71,13 @@ def prepare(scheduler: SchedulerMixin, steps: int, device: torch.device, start_t
     own.set_timesteps(total, device=device)
     if isinstance(own, DDIMScheduler):
         _follow_published(own, total, device)
+    skipped = 0
     if start_timestep is not None:
+        # The scheduler keeps them all: the multistep ones tell by their number how near the end they are.
         skipped = max(len(own.timesteps) - steps, 0)
-        own.timesteps = own.timesteps[skipped:]
         if hasattr(own, "set_begin_index"):
             own.set_begin_index(skipped)
-    return own
+    return own, own.timesteps[skipped:]
 
 
 def _follow_published(scheduler: DDIMScheduler, steps: int, device: torch.device) -> None:
