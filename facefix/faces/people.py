@@ -89,7 +89,7 @@ def _detect(photo: UprightPhoto, backend: Backend) -> list[Detection]:
         return found
     height, width = photo.pixels.shape[:2]
     best, needed = found, _upright(found) + _MARGIN_OF_A_TURN
-    for quarter_turns in _turns_to_try(photo.pixels, backend):
+    for quarter_turns in _turns_to_try(photo.pixels, found, backend):
         turned = backend.detector.detect(np.ascontiguousarray(np.rot90(photo.pixels, quarter_turns)))
         if _upright(turned) > needed:
             best, needed = [turned_back(face, quarter_turns, width, height) for face in turned], _upright(turned)
@@ -108,8 +108,11 @@ _LEAST_SIDE_TO_HALVE = 640
 """Which way is up is looked for in the photo at half its size first, unless it is smaller than this."""
 
 
-def _turns_to_try(pixels: NDArray[np.uint8], backend: Backend) -> tuple[int, ...]:
-    """Quarter turns, the most promising one first: a look at half the size is cheap, and misses small faces only."""
+def _turns_to_try(pixels: NDArray[np.uint8], found: Sequence[Detection], backend: Backend) -> tuple[int, ...]:
+    """Quarter turns, the most promising one first: a look at half the size is cheap, and misses small faces only.
+
+    Where there is an upright face already, if a doubtful one, only turns that look better at half the size are tried.
+    """
     turns = (1, 3, 2)
     if min(pixels.shape[:2]) < _LEAST_SIDE_TO_HALVE:
         return turns
@@ -119,7 +122,9 @@ def _turns_to_try(pixels: NDArray[np.uint8], backend: Backend) -> tuple[int, ...
         evidence[quarter_turns] = _upright(turned)
         if _has_upright_face(turned):
             break
-    return tuple(sorted(turns, key=lambda quarter_turns: -evidence[quarter_turns]))
+    least = _upright(found) if any(not _lies_on_its_side(face) for face in found) else -1.0
+    promising = [quarter_turns for quarter_turns in turns if evidence[quarter_turns] > least]
+    return tuple(sorted(promising, key=lambda quarter_turns: -evidence[quarter_turns]))
 
 
 def _has_upright_face(found: Sequence[Detection]) -> bool:
