@@ -36,8 +36,8 @@ ReferenceEncoding = Literal["strip", "each"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, token-major: (B, N T, C) each, for N references of T tokens in C = heads x dim."""
 
-LOGITS_AT_ONCE = 2**23
-"""attention logits that exist at the same time where they exist at all: 16 MB in bf16"""
+LOGITS_AT_ONCE = 2**21
+"""attention logits that exist at the same time where they exist at all: 4 MB in bf16, which stay in the caches"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
