@@ -34,7 +34,7 @@ MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 20.0
 
 
-class ReFLDMPipeline(DiffusionPipeline):
+class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed
     """Restores LQ face crops so that they look like the person on the reference images.
 
     ``encode_references()`` once per person, then ``__call__()`` for any number of that person's faces. Calls may be in
