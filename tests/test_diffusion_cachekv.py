@@ -86,10 +86,12 @@ def test_joined_attention_is_the_definition(pipeline: ReFLDMPipeline) -> None:
 
 
 @pytest.mark.skipif(not blocks.multiplies_bf16(), reason="needs a processor with bf16 products")
+@pytest.mark.parametrize("largest", [cachekv.LARGEST_LOGIT, 0.0])
 @torch.no_grad()
-def test_attention_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_products(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
     """In bf16, in chunks, with a shared cache, one per row, and a row that reads none."""
-    monkeypatch.setattr(cachekv, "LOGITS_AT_ONCE", 1000)
+    monkeypatch.setattr(cachekv, "LOGITS_AT_ONCE", 1000 // torch.get_num_threads())
+    monkeypatch.setattr(cachekv, "LARGEST_LOGIT", largest)
     generator = torch.Generator().manual_seed(3)
 
     def tokens(*shape: int) -> torch.Tensor:
@@ -104,6 +106,18 @@ def test_attention_in_products(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.dtype == torch.bfloat16
     for one, other in zip(found.float(), expected, strict=True):
         assert golden.relative_rms(one, other) < 1.5e-2
+
+
+@pytest.mark.skipif(not blocks.multiplies_bf16(), reason="needs a processor with bf16 products")
+@pytest.mark.parametrize("scale", [1e2, 1e4, -1e4, 1e18])
+@torch.no_grad()
+def test_attention_in_products_with_logits_out_of_range(scale: float) -> None:
+    """Each query finds its key however large the logits are, and nothing overflows or vanishes."""
+    one_hot = torch.eye(8).bfloat16()[None]
+    value = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)).bfloat16()
+    found = cachekv._attend(one_hot * scale, one_hot, value, 1, "layer", ())
+    others = (value.float().sum(1, keepdim=True) - value.float()) / 7
+    assert torch.allclose(found.float(), value.float() if scale > 0 else others, atol=1e-2)
 
 
 def test_gradients_reach_the_references(pipeline: ReFLDMPipeline) -> None:

@@ -36,8 +36,12 @@ ReferenceEncoding = Literal["strip", "each"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, token-major: (B, N T, C) each, for N references of T tokens in C = heads x dim."""
 
-LOGITS_AT_ONCE = 2**21
-"""attention logits that exist at the same time where they exist at all: 4 MB in bf16, which stay in the caches"""
+LOGITS_AT_ONCE = 2**20
+"""attention logits that exist at the same time for every thread, where they exist at all: 2 MB in bf16"""
+HEADS_AT_ONCE = 2
+"""and of at least so many heads: the more queries of the same head, the faster the products"""
+LARGEST_LOGIT = 100.0
+"""powers of two up to this and down to the inverse can be summed up in bf16's range"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -432,41 +436,54 @@ def _attend_in_products(
     result = torch.empty_like(query)
     read = {row: (branch, n) for branch in branches for n, row in enumerate(range(query.shape[0])[branch.rows])}
     for row in range(query.shape[0]):
-        keys, values, bias = key[row], value[row], 0.0
+        keys, values = key[row], value[row]
+        counts = values.new_ones(keys.shape[0], 1)
         if row in read:
             branch, n = read[row]
             reference_key, reference_value = _layer_of(branch, layer, query)
             own_set = n if reference_key.shape[0] > 1 else 0
             keys = torch.cat([keys, reference_key[own_set]])
-            values = torch.cat([values, reference_value[own_set]])
-            bias = math.log(branch.copies)
+            # n identical keys weigh as much as one with n times the value that counts n times.
+            values = torch.cat([values, reference_value[own_set] * branch.copies])
+            counts = F.pad(counts, (0, 0, 0, reference_key.shape[1]), value=branch.copies)
         _softmax_of_products(
-            _heads(query[row], heads), _heads(keys, heads), _heads(values, heads), bias, _heads(result[row], heads)
+            _heads(query[row], heads), _heads(keys, heads), _heads(values, heads), counts, _heads(result[row], heads)
         )
     return result
 
 
 def _softmax_of_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: float, out: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, counts: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Attention of (heads, T, dim) queries into ``out``, so many at once that their logits stay in the caches.
 
-    :param bias: added to the logits of all keys but the first T, which are the face's own.
+    Weights are powers of two of the logits, without the logits' maximum being taken off first: where no product of a
+    query and a key can be so large that they overflow or vanish, that is as exact, and saves two passes over them.
+
+    :param counts: (S, 1), how often each key counts in the sum of the weights.
     """
     heads, own, dim = query.shape
-    query = (query * dim**-0.5).contiguous()
+    query = (query * (dim**-0.5 / math.log(2))).contiguous()
     key, value = key.contiguous().transpose(1, 2), value.contiguous()  # (heads, dim, S), (heads, S, dim)
-    rows = min(max(LOGITS_AT_ONCE // (heads * key.shape[2]), 1), own)
-    logits, weights = query.new_empty(2, heads, rows, key.shape[2])
-    for first in range(0, own, rows):
-        chunk = slice(first, min(first + rows, own))
-        if chunk.stop - first < rows:
-            logits, weights = query.new_empty(2, heads, chunk.stop - first, key.shape[2])
-        torch.bmm(query[:, chunk], key, out=logits)
-        if bias:
-            logits[:, :, own:] += bias
-        torch.softmax(logits, 2, out=weights)
-        out[:, chunk] = torch.bmm(weights, value)
+    counts = counts.expand(heads, -1, -1)
+    largest = query.norm(dim=2).amax(1) * key.norm(dim=1).amax(1)  # (heads,)
+    in_range = bool((largest < LARGEST_LOGIT).all())
+    tokens = key.shape[2]
+    at_once = LOGITS_AT_ONCE * torch.get_num_threads()
+    rows = min(max(at_once // (min(HEADS_AT_ONCE, heads) * tokens), 1), own)
+    together = min(max(at_once // (rows * tokens), HEADS_AT_ONCE), heads)
+    buffer = query.new_empty(together * rows * tokens)
+    for head in range(0, heads, together):
+        group = slice(head, min(head + together, heads))
+        for first in range(0, own, rows):
+            chunk = slice(first, min(first + rows, own))
+            shape = (group.stop - head, chunk.stop - first, tokens)
+            weights = buffer[: math.prod(shape)].view(shape)
+            torch.bmm(query[group, chunk], key[group], out=weights)
+            if not in_range:
+                weights.sub_(weights.amax(2, keepdim=True))
+            weights.exp2_()
+            torch.div(torch.bmm(weights, value[group]), torch.bmm(weights, counts[group]), out=out[group, chunk])
 
 
 def _copies_bias(copies: int, own_tokens: int, reference_key: torch.Tensor) -> torch.Tensor | None:
