@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,37 @@ def test_guidance(pipeline: ReFLDMPipeline) -> None:
 def test_null_references_are_computed_once(pipeline: ReFLDMPipeline) -> None:
     like = torch.zeros(3, 8, 8, 8)
     assert pipeline.null_cache(like) is pipeline.null_cache(like[:1])
+
+
+def test_null_references_follow_the_weights() -> None:
+    changed, like = tiny_pipeline(), torch.zeros(1, 8, 8, 8)
+    before = changed.null_cache(like)
+    with torch.no_grad():
+        changed.unet.conv_in.weight.mul_(2)
+        changed.unet.conv_in.bias.add_(1)
+    after = changed.null_cache(like)
+    assert all(not torch.equal(before.layers[name][0], key) for name, (key, _) in after.layers.items())
+    assert changed.null_cache(like) is after
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))])
+def test_copies_restore_alike(pipeline: ReFLDMPipeline, copied: Callable[[ReFLDMPipeline], ReFLDMPipeline]) -> None:
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    cache = pipeline.encode_references([picture(seed=1)])
+    expected = pipeline(picture(), cache, 2, latents=start, output_type="latent").images
+    found = copied(pipeline)(picture(), cache, 2, latents=start, output_type="latent").images
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close(pipeline: ReFLDMPipeline, dtype: torch.dtype) -> None:
+    half = copy.deepcopy(pipeline).to(dtype)
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    results = [
+        p(picture(), p.encode_references([picture(seed=1)]), 3, latents=start, output_type="latent").images.float()
+        for p in (pipeline, half)
+    ]
+    assert float((results[1] - results[0]).square().mean().sqrt()) < 0.1 * float(results[0].std())
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))

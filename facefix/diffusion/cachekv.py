@@ -38,6 +38,8 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 LOGITS_AT_ONCE = 2**20
 """attention logits that exist at the same time for every thread, where they exist at all: 2 MB in bf16"""
+LOGITS_AT_ONCE_DIM = 32
+"""with heads of this dimension; wider ones compute longer on a logit, and with more queries read the keys less often"""
 HEADS_AT_ONCE = 2
 """and of at least so many heads: the more queries of the same head, the faster the products"""
 LARGEST_LOGIT = 100.0
@@ -465,11 +467,13 @@ def _softmax_of_products(
     heads, own, dim = query.shape
     query = (query * (dim**-0.5 / math.log(2))).contiguous()
     key, value = key.contiguous().transpose(1, 2), value.contiguous()  # (heads, dim, S), (heads, S, dim)
+    if heads == 1:
+        key = key.contiguous()  # torch would do it in every product with a single transposed matrix
     counts = counts.expand(heads, -1, -1)
     largest = query.norm(dim=2).amax(1) * key.norm(dim=1).amax(1)  # (heads,)
     in_range = bool((largest < LARGEST_LOGIT).all())
     tokens = key.shape[2]
-    at_once = LOGITS_AT_ONCE * torch.get_num_threads()
+    at_once = LOGITS_AT_ONCE * min(torch.get_num_threads(), 8) * max(dim // LOGITS_AT_ONCE_DIM, 1)
     rows = min(max(at_once // (min(HEADS_AT_ONCE, heads) * tokens), 1), own)
     together = min(max(at_once // (rows * tokens), HEADS_AT_ONCE), heads)
     buffer = query.new_empty(together * rows * tokens)

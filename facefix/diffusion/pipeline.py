@@ -119,8 +119,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             default_guidance_scale=default_guidance_scale,
             unguided_latent_scale=unguided_latent_scale,
         )
-        self._null_caches: dict[tuple[Any, ...], ReferenceCache] = {}
-        self._null_lock = threading.Lock()
+        self._nulls = _NullCaches()
 
     @property
     def crop_size(self) -> int:
@@ -322,13 +321,33 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.
 
-        They depend on the weights only, so they are computed once and kept.
+        They depend on the weights only, so they are computed once and kept until the weights change.
         """
+        return self._nulls.get(self.unet, like)
+
+
+class _NullCaches:
+    """What was made of the null reference, by shape, dtype and device. A copy of it starts empty."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.weights: tuple[tuple[int, int], ...] = ()
+        self.caches: dict[tuple[Any, ...], ReferenceCache] = {}
+        self.first_weight: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_NullCaches], tuple[()]]:
+        return _NullCaches, ()
+
+    def get(self, unet: UNet2DModel, like: torch.Tensor) -> ReferenceCache:
         key = (*like.shape[1:], like.dtype, str(like.device))
-        with self._null_lock:
-            if key not in self._null_caches:
-                self._null_caches[key] = reference_pass(self.unet, like.new_zeros(1, *like.shape[1:]))
-            return self._null_caches[key]
+        weights = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in unet.parameters())
+        with self.lock:
+            if weights != self.weights:
+                self.weights, self.caches = weights, {}
+                self.first_weight = next(unet.parameters()).detach()  # its address cannot be reused meanwhile
+            if key not in self.caches:
+                self.caches[key] = reference_pass(unet, like.new_zeros(1, *like.shape[1:]))
+            return self.caches[key]
 
 
 def _check_arguments(steps: int, scale: float, start_timestep: int | None, output_type: str) -> None:

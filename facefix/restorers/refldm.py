@@ -176,14 +176,15 @@ def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> 
             "see `facefix models list`, or make one with `facefix models import`"
         )
     try:
-        with _without_progress_bars():
+        with _quiet_diffusers():
             pipeline = ReFLDMPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
         raise CheckpointError(
             f"{folder}: expected a complete model, found files that do not load ({type(error).__name__}: {error})"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    with _quiet_diffusers():
+        pipeline.to(device)
     if device.type == "cuda":
         pipeline.unet.to(memory_format=torch.channels_last)
         if pipeline.unguided is not None:
@@ -194,13 +195,18 @@ def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> 
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """diffusers shows a bar while it loads; this module has no business on the terminal."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet_diffusers() -> Iterator[None]:
+    """Without its bar while it loads, and its advice against fp16 on the CPU, which works here.
+
+    This module has no business on the terminal.
+    """
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
