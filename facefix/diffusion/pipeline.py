@@ -210,8 +210,9 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         for step, timestep in enumerate(self.progress_bar(timesteps)):
             scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
             faces = torch.cat([scaled, *conditions], dim=1)
-            # At t = 999 the step divides by sqrt(6.7e-4): in float64 it adds no error of its own.
-            prediction = denoise(unet, faces, timestep, branches, copies=copies).double()
+            # At t = 999 the step divides by sqrt(6.7e-4): in float64, where there is one, it adds no error of its own.
+            prediction = denoise(unet, faces, timestep, branches, copies=copies)
+            prediction = prediction.float() if prediction.device.type == "mps" else prediction.double()
             if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)

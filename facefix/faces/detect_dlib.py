@@ -116,8 +116,8 @@ class DlibDetector:
         response = self._network(level)  # (h, w)
         peaks = response == functional.max_pool2d(response[None, None], 3, stride=1, padding=1)[0, 0]
         rows, columns = torch.where(peaks & (response > SCORE_FLOOR))
-        scores = response[rows, columns].double().cpu().numpy()
-        cells = torch.stack([columns, rows], dim=1).double().cpu().numpy()
+        scores = response[rows, columns].cpu().double().numpy()
+        cells = torch.stack([columns, rows], dim=1).cpu().double().numpy()
         centres = (DetectionNetwork.cell_centres(cells) - _BORDER + 0.5) / scale - 0.5
         half = DETECTION_WINDOW / 2 / scale
         return np.concatenate([centres - half, centres + half], axis=1), scores

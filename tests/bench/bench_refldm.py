@@ -1,11 +1,15 @@
 """ReF-LDM at the published size, random weights: our path against a plain implementation of the same step.
 
-    python tests/bench/bench_refldm.py [--device cpu|cuda] [--dtype fp32|bf16] [--repeats 5] [--json OUT.json]
+    python tests/bench/bench_refldm.py [--device cpu|cuda] [--dtype fp32|bf16] [--repeats 5] [--batch 8] [--json FILE]
 
 The plain implementation follows the published code: attention as einsum with a materialised softmax over own and all
 reference tokens, joined anew in every call; the unconditional half holds N copies of the null reference; references
 are encoded, and passed through the denoiser in a batch of (null, reference), for every face. Both run interleaved in
 one process; figures are medians. A person with 20 faces, 5 references and 50 steps is added up from its parts.
+
+Faces per second are those of a batch that shares one cache of 5 references, added up from its parts, beside what the
+device could do if it ran the published arithmetic as fast as a large matrix product or convolution. More than that is
+possible: Winograd and the shared null reference multiply less.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +42,8 @@ from facefix.diffusion.unet import build_unet
 REFERENCES = (0, 1, 2, 5)
 FACES, STEPS, SET_SIZE = 20, 50, 5
 PAIR_GFLOP, REFERENCE_GFLOP, DECODE_GFLOP = 186.0, 14.4, 1214.0
+BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
+THROUGHPUT_STEPS = (10, 50)
 
 Timings = dict[str, list[float]]
 
@@ -203,6 +210,61 @@ def measure_bf16(pipeline: ReFLDMPipeline, repeats: int) -> Clock:
     return clock
 
 
+@torch.inference_mode()
+def measure_batches(pipeline: ReFLDMPipeline, sizes: Sequence[int], repeats: int) -> dict[int, dict[str, float]]:
+    """Seconds of each part for batches of faces that share 5 references: batch size -> part -> median."""
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    cache = _cache(pipeline, torch.randn(SET_SIZE, 8, 64, 64, device=device, dtype=dtype))
+    measured = {}
+    for size in sizes:
+        clock = Clock(device)
+        images = torch.rand(size, 3, 512, 512, device=device, dtype=dtype) * 2 - 1
+        sample = torch.randn(size, 16, 64, 64, device=device, dtype=dtype)
+        branches, copies = pipeline._branches(cache, 1.5, sample[:, :8])
+        for _ in range(repeats + 1):
+            clock("encode LQ", lambda i=images: pipeline._encode(i))
+            clock("pair", lambda s=sample, b=branches, c=copies: _pair(pipeline, s, b, c))
+            clock("decode", lambda s=sample: [pipeline.decode(row) for row in s[:, :8].float().split(1)])
+        measured[size] = clock.medians()
+    return measured
+
+
+@torch.inference_mode()
+def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a large matrix product or a large convolution reaches here, in GFLOP/s, whichever is faster."""
+    side, batch = (8192, 32) if device.type == "cuda" else (2048, 1)
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype)
+    maps = torch.randn(batch, 512, 64, 64, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(512, 512, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    clock = Clock(device)
+    for _ in range(10):
+        clock("product", lambda: left @ right)
+        clock("convolution", lambda: F.conv2d(maps, kernel, padding=1))
+    flop = {"product": 2 * side**3, "convolution": 2 * maps.numel() * 512 * 9}
+    return max(flop[name] / seconds for name, seconds in clock.medians().items()) / 1e9
+
+
+def faces_per_second(batches: dict[int, dict[str, float]], peak: float) -> dict[str, dict[str, float]]:
+    """Batch size (or "limit", from the published arithmetic) -> steps -> faces per second with 5 references."""
+    rates = {
+        str(size): {str(n): size / (parts["encode LQ"] + n * parts["pair"] + parts["decode"]) for n in THROUGHPUT_STEPS}
+        for size, parts in batches.items()
+    }
+    pair = PAIR_GFLOP + SET_SIZE * REFERENCE_GFLOP
+    rates["limit"] = {str(n): peak / (n * pair + DECODE_GFLOP) for n in THROUGHPUT_STEPS}
+    return rates
+
+
+def show_rates(console: Console, rates: dict[str, dict[str, float]], peak: float) -> None:
+    limit = rates["limit"]
+    title = f"faces per second, {SET_SIZE} references; limit: {peak:.0f} GFLOP/s"
+    table = Table("batch", *(f"{n} steps" for n in limit), *(f"of the limit, {n}" for n in limit), title=title)
+    for size, by_steps in rates.items():
+        shares = (f"{by_steps[n] / limit[n]:.2f}" for n in limit)
+        table.add_row(size, *(f"{by_steps[n]:.3g}" for n in limit), *shares)
+    console.print(table)
+
+
 def _cache(pipeline: ReFLDMPipeline, latents: torch.Tensor) -> ReferenceCache:
     return reference_pass(pipeline.unet, latents, encoding="strip")
 
@@ -272,6 +334,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32", choices=sorted(DTYPES))
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each pair")
     parser.add_argument("--slow-repeats", type=int, default=2, help="counted runs of encoding and decoding")
+    parser.add_argument("--batch", type=int, action="append", help="faces in a batch; may be given more than once")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
@@ -279,6 +342,9 @@ def main() -> None:
     peak = peak_encode_bytes(pipeline)
     clock = measure(pipeline, arguments.repeats, arguments.slow_repeats)
     parts, cpu_parts = clock.medians(), clock.cpu_medians()
+    peak_rate = peak_gflops(device, dtype)
+    batches = measure_batches(pipeline, arguments.batch or BATCHES.get(device.type, (1,)), arguments.slow_repeats)
+    rates = faces_per_second(batches, peak_rate)
     in_bf16 = measure_bf16(pipeline, 2 * arguments.repeats) if dtype == torch.float32 else None
     figures = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
@@ -290,6 +356,9 @@ def main() -> None:
         "person_wall_s": totals(parts),
         "person_cpu_s": totals(cpu_parts),
         "peak_encode_bytes": peak,
+        "peak_gflops": peak_rate,
+        "batches_wall_s": batches,
+        "faces_per_second": rates,
         "bf16_pair_wall_s": in_bf16 and in_bf16.medians(),
         "bf16_pair_cpu_s": in_bf16 and in_bf16.cpu_medians(),
     }
@@ -302,6 +371,7 @@ def main() -> None:
     gflop = PAIR_GFLOP + SET_SIZE * REFERENCE_GFLOP
     console.print(f"pair with 5 references: {gflop / parts['fast/pair 5']:.0f} GFLOP/s; ", end="")
     console.print(f"decode: {DECODE_GFLOP / parts['fast/decode']:.0f} GFLOP/s")
+    show_rates(console, rates, peak_rate)
     if in_bf16 is not None:
         for kind, seconds in (("wall", in_bf16.medians()), ("CPU", in_bf16.cpu_medians())):
             own, half = seconds[f"own/pair {SET_SIZE}"], seconds[f"bf16/pair {SET_SIZE}"]
