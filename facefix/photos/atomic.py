@@ -43,11 +43,34 @@ def write_bytes(
     name, and raises to prevent that. What can be made again need not be ``durable``: then the disk is not waited for.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
-    with _temporary(target, like, durable) as temporary:
+    with replacing(target, like=like, durable=durable) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
         if verify is not None:
             verify(temporary)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, like: os.stat_result | None = None, durable: bool = True) -> Iterator[Path]:
+    """Path of a new temporary file beside ``target`` that takes its name when the block ends without an exception.
+
+    As :func:`write_bytes`, for writers that want a path.
+    """
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        if durable or like is not None:
+            _sync(temporary, like)
+        os.replace(temporary, target)
+        if durable:
+            _sync(target.parent)
+    except OSError as error:
+        raise PhotoError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def copy_bytes(source: Path, target: Path) -> str:
@@ -62,7 +85,7 @@ def copy_bytes(source: Path, target: Path) -> str:
             raise PhotoError(f"{printable(source)}: cannot be copied: expected a regular file")
     except OSError as error:
         raise PhotoError(f"{printable(source)}: cannot be read: {error.strerror or error}") from error
-    with _temporary(target, like) as temporary:
+    with replacing(target, like=like) as temporary:
         expected = _copy_and_hash(source, temporary)
         if sha256_of(temporary) != expected:
             names = f"{printable(target)}: the copy does not hold what {printable(source)} does"
@@ -117,26 +140,6 @@ def remove_leftovers(folder: Path) -> int:
                 os.unlink(os.path.join(parent, name))
                 removed += 1
     return removed
-
-
-@contextlib.contextmanager
-def _temporary(target: Path, like: os.stat_result | None, durable: bool = True) -> Iterator[Path]:
-    """Path of a new temporary file beside ``target`` that takes its name when the block ends without an exception."""
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield temporary
-        if durable or like is not None:
-            _sync(temporary, like)
-        os.replace(temporary, target)
-        if durable:
-            _sync(target.parent)
-    except OSError as error:
-        raise PhotoError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _sync(path: Path, like: os.stat_result | None = None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from facefix.diffusion.autoencoder import encode
 from facefix.diffusion.guide import complete
 from facefix.diffusion.images import resize
 from facefix.errors import UsageError
+from facefix.photos.atomic import replacing
 from facefix.training.config import Bank, Machine
 from facefix.training.dataset import TrainingFace, load_native
 from facefix.training.degradation import degrade
@@ -111,9 +111,8 @@ class BankBuilder:
             first = number * _SHARD_FACES
             rows = [self._face(index) for index in range(first, min(first + _SHARD_FACES, len(self.faces)))]
             shard = {part: torch.stack([row[part] for row in rows]) for part in rows[0]}
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(shard, temporary)
-            os.replace(temporary, path)
+            with replacing(path, durable=False) as temporary:
+                save_file(shard, temporary)
         return load_file(path)
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from facefix.errors import UsageError
+from facefix.photos.atomic import replacing
 from facefix.training.checkpoint import load_checkpoint
 from facefix.training.config import AutoencoderTraining, DenoiserTraining, write_config
 
@@ -124,12 +124,10 @@ def _widen(path: Path, columns: list[str]) -> None:
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path, durable=False) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def save_sheet(path: Path, rows: Sheet) -> None:
