@@ -2,13 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 DEMO ?= demo
 
-.PHONY: help install test check format bench demo clean
+.PHONY: help install test lowest check format bench demo clean
 
 help:
 	@echo "make demo     restore a few photos that come with the dependencies, into $(DEMO)/"
 	@echo "make test     run the tests"
+	@echo "make lowest   run the tests with the oldest releases of the dependencies that pyproject.toml allows"
 	@echo "make check    lint, format check, types"
 	@echo "make bench    time the restoration path against a plain implementation"
 	@echo "make install  make $(VENV) with everything for development"
@@ -28,6 +30,17 @@ $(READY): pyproject.toml .ci/constraints.txt
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
+lowest:
+	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--extra heif --extra raw --extra train pyproject.toml --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt --editable '.[dev]' \
+		torchvision albumentations
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps retinaface-pytorch
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +57,4 @@ demo: $(READY)
 	$(BIN)/python -m facefix.demo $(DEMO)
 
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
