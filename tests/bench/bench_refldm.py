@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from diffusers.utils import logging
 from rich.console import Console
 from rich.table import Table
 
@@ -338,6 +339,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
+    logging.set_verbosity_error()  # diffusers has remarks on every change of dtype
     pipeline = build(device, dtype)
     peak = peak_encode_bytes(pipeline)
     clock = measure(pipeline, arguments.repeats, arguments.slow_repeats)
