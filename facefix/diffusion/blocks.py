@@ -11,6 +11,7 @@ dtype, gradients), the block itself runs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,9 +55,11 @@ def applies(x: torch.Tensor) -> bool:
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and multiplies_bf16())
 
 
+@functools.cache
 def multiplies_bf16() -> bool:
-    """Whether this processor has bf16 products."""
-    return torch.cpu._is_avx512_bf16_supported()
+    """Whether this processor has bf16 products, and torch's oneDNN uses them."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return torch.cpu._is_avx512_bf16_supported() and torch.backends.mkldnn.is_available() and bool(supported())
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
