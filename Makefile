@@ -3,6 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+# retinaface-pytorch imports these
+RETINAFACE_IMPORTS := torchvision albumentations
+# One torch thread in each of two workers is faster than two threads in one, and leaves results the same.
+ONE_THREAD := OMP_NUM_THREADS=1
+PYTEST := -m pytest -n 2 --dist loadfile tests
 DEMO ?= demo
 
 .PHONY: help install test lowest check format bench demo clean
@@ -22,13 +27,12 @@ install: $(READY)
 $(READY): pyproject.toml .ci/constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]' torchvision albumentations
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]' $(RETINAFACE_IMPORTS)
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --no-deps retinaface-pytorch
 	touch $@
 
-# One torch thread in each of two workers is faster than two threads in one, and leaves results the same.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 lowest:
 	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
@@ -37,9 +41,9 @@ lowest:
 		--extra heif --extra raw --extra train pyproject.toml --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt --editable '.[dev]' \
-		torchvision albumentations
+		$(RETINAFACE_IMPORTS)
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps retinaface-pytorch
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests
+	$(ONE_THREAD) $(LOWEST)/bin/python $(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check .

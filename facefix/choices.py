@@ -91,13 +91,10 @@ def no_model() -> ModelChoice:
 
 def load_model(name: str, settings: Settings) -> Restorer:
     """Load a model as the settings say. Raises WeightsUnavailable, CheckpointError, DeviceError."""
-    from diffusers.utils import logging
-
     from facefix import restorers
     from facefix.device import choose_device, choose_dtype
     from facefix.restorers.refldm import SamplingSettings
 
-    logging.disable_progress_bar()  # the run has its own
     device = choose_device(settings.device)
     sampling = SamplingSettings(settings.steps, settings.guidance, settings.sampler, settings.seed)
     return restorers.load(name, device=device, dtype=choose_dtype(settings.dtype, device), settings=sampling)

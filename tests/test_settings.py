@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from facefix.device import DTYPES
+from facefix.diffusion.schedule import SAMPLERS
 from facefix.errors import UsageError
 from facefix.settings import Settings
 
@@ -21,6 +24,14 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
     assert sources["refs_from"] == f"{tmp_path / 'facefix.toml'}: refs_from"
     assert sources["seed"] == "default"
     assert set(sources) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("name", "known"), [("sampler", {*SAMPLERS}), ("dtype", {"auto", *DTYPES})])
+def test_the_choices_are_those_of_the_networks(name: str, known: set[str]) -> None:
+    """They stand in the settings too, which are read without loading torch."""
+    with pytest.raises(UsageError) as refused:
+        Settings.load({name: "none-such"}, environ={})
+    assert set(re.findall("'([^']+)'", str(refused.value))) == known | {"none-such"}
 
 
 def test_every_setting_can_come_from_the_environment() -> None:

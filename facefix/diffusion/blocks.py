@@ -322,13 +322,13 @@ def _strip_values(x: torch.Tensor) -> int:
 
 
 class _Derived:
-    """What was made of a module's weight: kind -> (weight, its version, what was made).
+    """What was made of a module's weight: kind -> (weight, its contents, what was made).
 
     It hangs on the module without being part of its state: neither saved, nor copied with it.
     """
 
     def __init__(self) -> None:
-        self.kinds: dict[object, tuple[torch.Tensor, int, object]] = {}
+        self.kinds: dict[object, tuple[torch.Tensor, tuple[int, int], object]] = {}
 
     def __deepcopy__(self, memo: object) -> _Derived:
         return _Derived()
@@ -340,13 +340,18 @@ class _Derived:
 def _derived(conv: nn.Conv2d, make: Callable[[torch.Tensor], Made]) -> Made:
     """``make(conv.weight)``, made anew only when the weight has changed."""
     weight = conv.weight
-    version = 0 if weight.is_inference() else weight._version
     kinds = conv.__dict__.setdefault("_facefix_derived", _Derived()).kinds
-    source, known, made = kinds.get(make, (None, 0, None))
-    if source is None or source.data_ptr() != weight.data_ptr() or known != version:
+    _, known, made = kinds.get(make, (None, None, None))
+    if known != contents(weight):
         made = make(weight)
-        kinds[make] = (weight.detach(), version, made)  # keeps the memory: its address cannot be reused meanwhile
+        # Keeps the memory: its address cannot be reused meanwhile.
+        kinds[make] = (weight.detach(), contents(weight), made)
     return made  # type: ignore[no-any-return]
+
+
+def contents(weight: torch.Tensor) -> tuple[int, int]:
+    """Differs when the weight has changed, as long as its memory is kept."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _packed(conv: nn.Conv2d) -> PackedConvolution:

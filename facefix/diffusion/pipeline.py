@@ -14,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from facefix.diffusion import autoencoder as vqgan
+from facefix.diffusion.blocks import contents
 from facefix.diffusion.cachekv import (
     Branch,
     ReferenceCache,
@@ -341,7 +342,7 @@ class _NullCaches:
 
     def get(self, unet: UNet2DModel, like: torch.Tensor) -> ReferenceCache:
         key = (*like.shape[1:], like.dtype, str(like.device))
-        weights = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in unet.parameters())
+        weights = tuple(map(contents, unet.parameters()))
         with self.lock:
             if weights != self.weights:
                 self.weights, self.caches = weights, {}

@@ -164,36 +164,6 @@ class ReFLDMRestorer:
             return self._fp32[0]
 
 
-def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> ReFLDMPipeline:
-    """The pipeline in a folder in diffusers layout, on a device and in a dtype, without progress bars.
-
-    :raises WeightsUnavailable: there is no model in the folder.
-    :raises CheckpointError: the files in it do not make a model.
-    """
-    if not (folder / "model_index.json").is_file():
-        raise WeightsUnavailable(
-            f"{folder}: expected a model in diffusers layout (model_index.json), found none; "
-            "see `facefix models list`, or make one with `facefix models import`"
-        )
-    try:
-        with _quiet_diffusers():
-            pipeline = ReFLDMPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
-        raise CheckpointError(
-            f"{folder}: expected a complete model, found files that do not load ({type(error).__name__}: {error})"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    with _quiet_diffusers():
-        pipeline.to(device)
-    if device.type == "cuda":
-        pipeline.unet.to(memory_format=torch.channels_last)
-        if pipeline.unguided is not None:
-            pipeline.unguided.to(memory_format=torch.channels_last)
-        pipeline.autoencoder.to(memory_format=torch.channels_last)
-    loaded: ReFLDMPipeline = pipeline
-    return loaded
-
-
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
     """Without its bar while it loads, and its advice against fp16 on the CPU, which works here.
@@ -209,6 +179,35 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+@_quiet_diffusers()
+def load_pipeline(folder: Path, *, device: torch.device, dtype: torch.dtype) -> ReFLDMPipeline:
+    """The pipeline in a folder in diffusers layout, on a device and in a dtype, without progress bars.
+
+    :raises WeightsUnavailable: there is no model in the folder.
+    :raises CheckpointError: the files in it do not make a model.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise WeightsUnavailable(
+            f"{folder}: expected a model in diffusers layout (model_index.json), found none; "
+            "see `facefix models list`, or make one with `facefix models import`"
+        )
+    try:
+        pipeline = ReFLDMPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # diffusers and safetensors raise many kinds for damaged files
+        raise CheckpointError(
+            f"{folder}: expected a complete model, found files that do not load ({type(error).__name__}: {error})"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if device.type == "cuda":
+        pipeline.unet.to(memory_format=torch.channels_last)
+        if pipeline.unguided is not None:
+            pipeline.unguided.to(memory_format=torch.channels_last)
+        pipeline.autoencoder.to(memory_format=torch.channels_last)
+    loaded: ReFLDMPipeline = pipeline
+    return loaded
 
 
 def weights_digest(folder: Path) -> str:

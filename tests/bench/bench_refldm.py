@@ -43,7 +43,8 @@ from facefix.diffusion.unet import build_unet
 REFERENCES = (0, 1, 2, 5)
 FACES, STEPS, SET_SIZE = 20, 50, 5
 PAIR_GFLOP, REFERENCE_GFLOP, DECODE_GFLOP = 186.0, 14.4, 1214.0
-BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
+BATCHES = {"cuda": (8, 32)}
+"""sizes of batches, beside single faces"""
 THROUGHPUT_STEPS = (10, 50)
 
 Timings = dict[str, list[float]]
@@ -230,6 +231,12 @@ def measure_batches(pipeline: ReFLDMPipeline, sizes: Sequence[int], repeats: int
     return measured
 
 
+def single(parts: dict[str, float]) -> dict[str, float]:
+    """The parts of a batch of one face, out of those of :func:`measure`."""
+    pair = parts[f"fast/pair {SET_SIZE}"]
+    return {"encode LQ": parts["fast/encode LQ"], "pair": pair, "decode": parts["fast/decode"]}
+
+
 @torch.inference_mode()
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """What a large matrix product or a large convolution reaches here, in GFLOP/s, whichever is faster."""
@@ -335,7 +342,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32", choices=sorted(DTYPES))
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each pair")
     parser.add_argument("--slow-repeats", type=int, default=2, help="counted runs of encoding and decoding")
-    parser.add_argument("--batch", type=int, action="append", help="faces in a batch; may be given more than once")
+    parser.add_argument(
+        "--batch", type=int, action="append", help="faces in a batch, beside one; may be given more than once"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
@@ -345,7 +354,8 @@ def main() -> None:
     clock = measure(pipeline, arguments.repeats, arguments.slow_repeats)
     parts, cpu_parts = clock.medians(), clock.cpu_medians()
     peak_rate = peak_gflops(device, dtype)
-    batches = measure_batches(pipeline, arguments.batch or BATCHES.get(device.type, (1,)), arguments.slow_repeats)
+    sizes = arguments.batch or BATCHES.get(device.type, ())
+    batches = {1: single(parts), **measure_batches(pipeline, sizes, arguments.slow_repeats)}
     rates = faces_per_second(batches, peak_rate)
     in_bf16 = measure_bf16(pipeline, 2 * arguments.repeats) if dtype == torch.float32 else None
     figures = {
