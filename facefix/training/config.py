@@ -126,7 +126,7 @@ class Bank(Section):
 
     path: Path
     """file; computed when it is not there"""
-    presets: dict[str, Count] = {"severe": 4, "moderate": 2, "spec": 2}
+    presets: dict[str, Count] = Field({"severe": 4, "moderate": 2, "spec": 2})
     """degraded versions of each face"""
     references: Count = 3
     """augmented versions of each face as a reference"""
