@@ -281,17 +281,12 @@ class DenoiserTask:
 
     def pipeline(self, network: nn.Module) -> ReFLDMPipeline:
         """The pipeline around a network, with the settings that it was trained for."""
-        objective = self.config.objective
         return ReFLDMPipeline(
             self.autoencoder,
             cast(UNet2DModel, network),
             self._scheduler(),
             reference_encoding="each",
             quantize_latents=self.config.quantize,
-            residual=objective.residual,
-            latent_scale=self.latent_scale,
-            crop_size=512,
-            round_pixels=True,
             default_steps=_SHEET_STEPS,
             default_guidance_scale=1.0,
         )
