@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel, VQModel
+from diffusers import UNet2DModel, VQModel
 from PIL import Image
 from pydantic import ValidationError
 from skimage import data
@@ -18,11 +18,9 @@ from facefix.methods.refldm.objective import pool
 from facefix.methods.refldm.pipeline import ReFLDMPipeline
 from facefix.methods.refldm.training import DenoiserTask, train_denoiser
 from facefix.networks.autoencoder import build_autoencoder
-from facefix.networks.schedule import ddim_scheduler
 from facefix.networks.unet import unet_config
 from facefix.training.config import DenoiserTraining
 from facefix.training.loop import Moment
-from facefix.training.noise import NoiseSchedule
 
 TINY_AUTOENCODER = {
     "block_out_channels": (8, 8, 16, 16),
@@ -245,19 +243,3 @@ def test_a_bank_outlives_further_training_of_the_decoder(material: Path, tmp_pat
     better.save_pretrained(tmp_path / "better")
     after = DenoiserTask(config.model_copy(update={"autoencoder": tmp_path / "better"}), torch.device("cpu")).draws.bank
     assert torch.equal(before.degraded, after.degraded)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_targets_agree_with_the_scheduler(prediction: str) -> None:
-    """Where the network gives exactly its target, one step of diffusers' sampler to t = 0 finds the clean latents."""
-    scheduler: DDIMScheduler = ddim_scheduler(prediction_type=prediction, set_alpha_to_one=True)
-    schedule = NoiseSchedule(scheduler.alphas_cumprod)
-    generator = torch.Generator().manual_seed(1)
-    clean, noise = (torch.randn(2, 8, 4, 4, generator=generator) for _ in range(2))
-    timesteps = torch.tensor([999, 999])
-    signal, sigma = schedule.levels(timesteps)
-    noisy = signal * clean + sigma * noise
-    target = schedule.target(clean, noise, timesteps, prediction)
-    assert torch.allclose(schedule.clean(target, noisy, timesteps, prediction), clean, atol=1e-3)
-    scheduler.set_timesteps(1)
-    assert torch.allclose(scheduler.step(target, 999, noisy).prev_sample, clean, atol=1e-3)
