@@ -25,11 +25,11 @@ class GuidedTask(DenoiserTask):
         return GuidedPipeline(
             self.autoencoder,
             cast(UNet2DModel, network),
-            self._scheduler(),
+            self.scheduler(),
             reference_encoding="each",
             quantize_latents=self.config.quantize,
             residual=self.config.objective.residual,
-            latent_scale=self.latent_scale,
+            latent_scale=self.objective.latent_scale,
             crop_size=512,
             round_pixels=True,
             default_steps=_STEPS,
