@@ -161,9 +161,7 @@ class _Task:
     references: Mapping[Condition, Sequence[Path]]
     prepared: dict[tuple[str, tuple[Path, ...]], PreparedReferences] = field(default_factory=dict)
 
-    def restore(
-        self, method: Method, plan: Plan, prepare_seconds: dict[str, list[float]]
-    ) -> dict[RunKey, _Result]:
+    def restore(self, method: Method, plan: Plan, prepare_seconds: dict[str, list[float]]) -> dict[RunKey, _Result]:
         """The face under every condition and degradation of ``plan``; nothing where it lacks the references."""
         results: dict[RunKey, _Result] = {}
         for condition in plan.conditions:

@@ -96,6 +96,7 @@ class LoadOptions:
     """digest of the weights (:func:`facefix.methods.recipe.weights_digest`) where the caller has it already"""
 
 
+@runtime_checkable
 class Restorer(Protocol):
     """A restoration method with its weights, on its device. Safe to call from several threads."""
 

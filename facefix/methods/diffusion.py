@@ -40,7 +40,7 @@ class DiffusionRestorer(RestorerDefaults):
     pipeline: Any
     weights: str
     """their digest"""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     without: str = ""
     """the part of the method that is left out, in an ablation"""
     _twin: _Twin = field(default_factory=_Twin, repr=False)

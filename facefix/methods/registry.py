@@ -131,9 +131,7 @@ _REFLDM = RestorationMethod(
                 positional=True,
                 published="refldm.ckpt",
             ),
-            ImportOption(
-                "vqgan", "The published checkpoint of the autoencoder (vqgan.ckpt).", published="vqgan.ckpt"
-            ),
+            ImportOption("vqgan", "The published checkpoint of the autoencoder (vqgan.ckpt).", published="vqgan.ckpt"),
             ImportOption(
                 "config", "YAML in the published format; the published model's.", default=None, published="*.y*ml"
             ),

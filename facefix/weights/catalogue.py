@@ -225,13 +225,12 @@ def find_model(name_or_dir: str | Path) -> Path:
 
 def best_installed_model() -> str:
     """Name of the model used when none is asked for: of those installed, the one whose method ranks first."""
-    ranks = {
-        weights.name: methods()[weights.method].default_rank
-        for weights in CATALOGUE.values()
-        if weights.method in methods()
-    }
-    candidates = [name for name, rank in ranks.items() if rank is not None and installed_folder(name)]
-    return max(candidates, key=lambda name: ranks[name] or 0, default=SHIPPED_MODEL)
+    ranks: dict[str, int] = {}
+    for weights in CATALOGUE.values():
+        rank = None if weights.method is None else methods()[weights.method].default_rank
+        if rank is not None and installed_folder(weights.name):
+            ranks[weights.name] = rank
+    return max(ranks, key=ranks.__getitem__, default=SHIPPED_MODEL)
 
 
 def how_to_install(weights: Weights) -> str:

@@ -169,11 +169,11 @@ class GuidedPipeline(ReFLDMPipeline):
 
     def _images(self, task: Task, latents: torch.Tensor) -> torch.Tensor:
         """Decoded; with ``keep_detail`` the guides with the change of the decoded pictures."""
-        images = super()._images(task, latents)
+        images: torch.Tensor = super()._images(task, latents)
         if not (self.config.keep_detail and self.parts.detail):
             return images
-        unchanged = super()._images(task, _guide_latents(task))
         assert task.guides is not None
+        unchanged: torch.Tensor = super()._images(task, _guide_latents(task))
         return task.guides.to(images.device) + images - unchanged
 
     def to_pil(self, images: torch.Tensor) -> list[Image.Image]:

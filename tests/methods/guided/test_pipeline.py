@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import REPOSITORY
+from PIL import Image
 from tiny import tiny_guided, tiny_pipeline
 
-from facefix import ReFLDMPipeline
+from facefix import ReferenceCache, ReFLDMPipeline
 from facefix.errors import UsageError
 from facefix.methods.guided.folders import is_guided_folder
 from facefix.methods.guided.pipeline import GuidedPipeline
 from facefix.methods.registry import method_of
+from facefix.networks.guide import complete
+from facefix.networks.schedule import ddim_scheduler, make_sampler
 
 STORED = REPOSITORY / "tests" / "data" / "guided"
 """outputs of random weights, and the model_index.json, of the one pipeline that was both; see its README"""
@@ -30,8 +36,27 @@ CASES: dict[str, dict[str, Any]] = {
 def picture(seed: int, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1
-    smooth = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+    smooth = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     return (smooth + 0.2 * torch.randn(1, 3, size, size, generator=generator)).clamp(-1, 1)
+
+
+def image(seed: int, size: int = 64) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    small = F.interpolate(images, scale_factor=1 / 4, mode="area")
+    return F.interpolate(small, size=images.shape[2:], mode="bicubic").clamp(-1, 1)
+
+
+def noise(seed: int) -> torch.Tensor:
+    return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> GuidedPipeline:
+    return tiny_guided(guided=True)
 
 
 def whole(**changed: Any) -> GuidedPipeline:
@@ -133,3 +158,120 @@ def test_the_published_method_takes_no_guide() -> None:
         ReFLDMPipeline(*(getattr(tiny_guided(guided=True), part) for part in ("autoencoder", "unet", "scheduler")))
     with pytest.raises(TypeError, match="residual"):
         tiny_pipeline(residual=True)
+
+
+def test_crop_size_may_differ_from_what_the_networks_see() -> None:
+    pipeline = tiny_guided(crop_size=96)
+    cache = pipeline.encode_references([image(1, 96)])
+    assert pipeline(image(0, 96), cache, 1).images[0].size == (96, 96)
+    assert pipeline(torch.zeros(2, 3, 96, 96), cache, 1, output_type="pt").images.shape == (2, 3, 96, 96)
+
+
+def test_residual_model_with_no_change_returns_the_lq_face() -> None:
+    pipeline = tiny_guided(residual=True)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.bias)
+    pipeline.scheduler = make_sampler("ddim", pipeline.scheduler)
+    pipeline.scheduler.register_to_config(prediction_type="sample", set_alpha_to_one=True)
+    lq = image(0)
+    with torch.no_grad():
+        expected = pipeline._encode(torch.from_numpy(np.asarray(lq) / 127.5 - 1).float().permute(2, 0, 1)[None])
+    found = pipeline(lq, None, 2, output_type="latent").images
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_detail_that_the_autoencoder_loses_is_kept() -> None:
+    """A residual model that changes nothing gives the LQ crop back, whatever its autoencoder makes of it."""
+    lossy = tiny_guided(residual=True, crop_size=96)
+    exact = tiny_guided(residual=True, crop_size=96, keep_detail=True)
+    crop = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for pipeline in (lossy, exact):
+        torch.nn.init.zeros_(pipeline.unet.conv_out.weight)
+        torch.nn.init.zeros_(pipeline.unet.conv_out.bias)
+        pipeline.scheduler.register_to_config(prediction_type="sample", set_alpha_to_one=True)
+    assert torch.allclose(exact(crop, None, 2, output_type="pt").images, crop, atol=1e-3)
+    assert not torch.allclose(lossy(crop, None, 2, output_type="pt").images, crop, atol=0.1)
+
+
+def test_the_guide_reaches_the_denoiser_beside_cachekv(pipeline: GuidedPipeline) -> None:
+    """With the same keys and values, another guide gives another face."""
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    cache = pipeline.encode_references([image(1)])
+    other = pipeline.encode_references([image(2)])
+    results = [
+        pipeline(image(0), references, 2, 1.0, latents=start, output_type="latent").images
+        for references in (cache, replace(cache, images=other.images), replace(other, images=cache.images), None)
+    ]
+    for number, result in enumerate(results):
+        assert all((result - later).abs().max() > 1e-3 for later in results[number + 1 :])
+
+
+def test_a_residual_model_that_changes_nothing_returns_the_guide() -> None:
+    pipeline = tiny_guided(guided=True, residual=True, keep_detail=True)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipeline.unet.conv_out.bias)
+    pipeline.scheduler = ddim_scheduler(prediction_type="sample", set_alpha_to_one=True)
+    lq, reference = blurred(noise(1)), noise(2)
+    result = pipeline(lq, pipeline.encode_references(reference), 1, 1.0, output_type="pt").images
+    expected = complete(lq, reference.half().float()).clamp(-1, 1)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(pipeline(lq, None, 1, 1.0, output_type="pt").images, lq, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_a_face_in_a_batch_equals_the_face_alone(pipeline: GuidedPipeline, scale: float) -> None:
+    cache = pipeline.encode_references([image(1), image(2), image(3)])
+    faces = [image(seed) for seed in range(4, 8)]
+    start = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    together = pipeline(faces, cache, 2, scale, latents=start, output_type="latent").images
+    for number, face in enumerate(faces):
+        alone = pipeline(face, cache, 2, scale, latents=start[number : number + 1], output_type="latent").images
+        assert golden.relative_rms(together[number : number + 1], alone) <= 1e-5
+
+
+def test_guidance_is_linear_between_the_guided_and_the_null_branch(pipeline: GuidedPipeline) -> None:
+    cache = pipeline.encode_references([image(1)])
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    by_scale = [
+        pipeline(image(0), cache, 1, scale, latents=start, output_type="latent").images for scale in (0.0, 1.0, 1.5)
+    ]
+    torch.testing.assert_close(by_scale[2], by_scale[0] + 1.5 * (by_scale[1] - by_scale[0]), rtol=0, atol=1e-3)
+
+
+def test_caches_keep_their_images_when_joined_split_and_moved(pipeline: GuidedPipeline) -> None:
+    one, two = pipeline.encode_references([image(1)]), pipeline.encode_references([image(2)])
+    both = ReferenceCache.compose([one, two])
+    assert both.images is not None and one.images is not None and two.images is not None
+    assert torch.equal(both.images, torch.cat([one.images, two.images], 1))
+    for part, whole in zip(both.split(), (one, two), strict=True):
+        assert part.images is not None and torch.equal(part.images, whole.images)
+    assert both.nbytes == one.nbytes + two.nbytes
+    halved = both.to(dtype=torch.float16)
+    assert halved.images is not None and torch.equal(halved.images, both.images)
+
+
+def test_a_cache_without_images_is_refused(pipeline: GuidedPipeline) -> None:
+    cache = pipeline.encode_references([image(1)])
+    with pytest.raises(UsageError, match="made by this model"):
+        pipeline(image(0), replace(cache, images=None), 1, 1.0)
+
+
+def test_a_denoiser_without_a_guide_keeps_no_images() -> None:
+    assert tiny_pipeline().encode_references([image(1)]).images is None
+
+
+def test_faces_without_references_go_to_the_denoiser_without_a_guide(tmp_path: Path) -> None:
+    alone = tiny_pipeline(seed=3)
+    guided = tiny_guided(guided=True)
+    both = GuidedPipeline(alone.autoencoder, guided.unet, alone.scheduler, "each", False, unguided=alone.unet)
+    both.set_progress_bar_config(disable=True)
+    both.save_pretrained(tmp_path / "model")
+    both = ReFLDMPipeline.from_pretrained(tmp_path / "model")
+    both.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = alone(image(0), None, 2, 1.0, latents=start, output_type="latent").images
+    found = both(image(0), None, 2, 1.0, latents=start, output_type="latent").images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    cache = both.encode_references([image(1)])
+    read = both(image(0), cache, 2, 1.0, latents=start, output_type="latent").images
+    assert (read - expected).abs().max() > 1e-3
