@@ -48,7 +48,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     ] = False,
     ablation: Annotated[
         list[str] | None,
-        typer.Option(help="Also without this part of the method (guided: guide, attention, detail); repeatable."),
+        typer.Option(help="Also without this part of the method (guided: guide, cachekv, detail); repeatable."),
     ] = None,
     autoencoder: Annotated[
         bool, typer.Option(help="Also encode and decode the truth: the best a latent model can do.")

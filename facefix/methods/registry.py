@@ -40,6 +40,17 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """One file as its publisher offers it."""
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    """None: not known yet; pinned when it is first fetched and installed"""
+
+
+@dataclass(frozen=True, slots=True)
 class ImportOption:
     """One thing that the import of published checkpoints is told: a file, a folder, a number or a word."""
 
@@ -101,6 +112,10 @@ class RestorationMethod:
     """of the published weights; weights that somebody trained have their own"""
     licence_url: str = ""
     non_commercial: bool = False
+    published: tuple[PublishedFile, ...] = ()
+    """what ``facefix models pull`` fetches and imports; none: it is not in the catalogue of weights"""
+    note: str = ""
+    """what else somebody who fetches the weights should know"""
     default_rank: int | None = None
     """of the installed models the one with the highest is used when none is asked for; None: only when asked for"""
     pipeline: Named | None = None
@@ -113,7 +128,7 @@ class RestorationMethod:
 
 _REFLDM = RestorationMethod(
     name="refldm",
-    summary="ReF-LDM (NeurIPS 2024): latent diffusion that attends to references of the person",
+    summary="ReF-LDM (NeurIPS 2024), the published reference-based restoration model",
     load=Named("facefix.methods.refldm.restorer:load"),
     pipelines=("ReFLDMPipeline",),
     pipeline=Named("facefix.methods.refldm.pipeline:ReFLDMPipeline"),
@@ -121,6 +136,21 @@ _REFLDM = RestorationMethod(
     licence="non-commercial research only (ReF-LDM licence)",
     licence_url="https://github.com/ChiWeiHsiao/ref-ldm#license-and-usage",
     non_commercial=True,
+    published=(
+        PublishedFile(
+            "refldm.ckpt",
+            "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/refldm.ckpt",
+            1171354376,
+            "ad953ba72b52ed32dd280232ff0070bc6cb097a71dce250318730c884e38b778",
+        ),
+        PublishedFile(
+            "vqgan.ckpt",
+            "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/vqgan.ckpt",
+            778550621,
+            "7b08407b454f5328aaaf1eda35418a5a53dcc68caaf3bcf12ab88b8f21ec1a5d",
+        ),
+    ),
+    note="trained on FFHQ, which is under CC BY-NC-SA 4.0",
     default_rank=20,
     importer=Importer(
         Named("facefix.methods.refldm.convert:import_refldm"),

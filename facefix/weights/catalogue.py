@@ -13,20 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.errors import UsageError, WeightsUnavailable
-from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
+from facefix.methods.registry import MODEL_INDEX, PublishedFile, RestorationMethod, methods
 
 SHIPPED_MODEL = "small"
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedFile:
-    """One file as its publisher offers it."""
-
-    name: str
-    url: str
-    size: int | None = None
-    sha256: str | None = None
-    """None: not known yet; pinned when it is first fetched and installed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +49,27 @@ class Weights:
         return None if not sizes or None in sizes else sum(size for size in sizes if size is not None)
 
 
+def imported(method: RestorationMethod) -> Weights:
+    """The model that is made of a method's published checkpoints."""
+    return Weights(
+        method.name,
+        method.summary,
+        method.licence,
+        method.licence_url,
+        method.non_commercial,
+        install="import",
+        files=method.published,
+        contents=(MODEL_INDEX,),
+        note=method.note,
+        method=method.name,
+    )
+
+
 CATALOGUE: Mapping[str, Weights] = {
     entry.name: entry
     for entry in (
         Weights(
-            name="small",
+            name=SHIPPED_MODEL,
             summary="facefix's own restoration model, trained on free pictures only",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
@@ -73,31 +78,7 @@ CATALOGUE: Mapping[str, Weights] = {
             contents=(MODEL_INDEX,),
             method="guided",
         ),
-        Weights(
-            name="refldm",
-            summary="ReF-LDM (NeurIPS 2024), the published reference-based restoration model",
-            licence="non-commercial research only (ReF-LDM licence)",
-            licence_url="https://github.com/ChiWeiHsiao/ref-ldm#license-and-usage",
-            non_commercial=True,
-            install="import",
-            method="refldm",
-            files=(
-                PublishedFile(
-                    "refldm.ckpt",
-                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/refldm.ckpt",
-                    1171354376,
-                    "ad953ba72b52ed32dd280232ff0070bc6cb097a71dce250318730c884e38b778",
-                ),
-                PublishedFile(
-                    "vqgan.ckpt",
-                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/vqgan.ckpt",
-                    778550621,
-                    "7b08407b454f5328aaaf1eda35418a5a53dcc68caaf3bcf12ab88b8f21ec1a5d",
-                ),
-            ),
-            contents=(MODEL_INDEX,),
-            note="trained on FFHQ, which is under CC BY-NC-SA 4.0",
-        ),
+        *(imported(method) for method in methods().values() if method.published),
         Weights(
             name="buffalo_l",
             summary="insightface: SCRFD-10GF face detector and ArcFace ResNet-50 embeddings",
@@ -134,23 +115,6 @@ CATALOGUE: Mapping[str, Weights] = {
         ),
     )
 }
-
-
-def imported(method: RestorationMethod) -> Weights:
-    """What is imported of a method's published checkpoints: its entry in the catalogue, or one of its row."""
-    for weights in CATALOGUE.values():
-        if weights.install == "import" and weights.method == method.name:
-            return weights
-    return Weights(
-        method.name,
-        method.summary,
-        method.licence,
-        method.licence_url,
-        method.non_commercial,
-        install="import",
-        contents=(MODEL_INDEX,),
-        method=method.name,
-    )
 
 
 def weights_dir() -> Path:

@@ -15,8 +15,8 @@ from typing import Any
 
 from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.files.atomic import new_folder, write_bytes
-from facefix.methods.registry import method_named
-from facefix.weights.catalogue import PublishedFile, Weights, _is_complete, find_model, weights_dir
+from facefix.methods.registry import PublishedFile, method_named
+from facefix.weights.catalogue import Weights, _is_complete, find_model, weights_dir
 from facefix.weights.checksums import seal, verify
 from facefix.weights.download import Patience, RemoteFile, check, fetch
 from facefix.weights.unpack import unpack_zip

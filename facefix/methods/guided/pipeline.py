@@ -24,7 +24,7 @@ class Parts:
 
     guide: bool = True
     """else the LQ face is its own guide"""
-    attention: bool = True
+    cachekv: bool = True
     """else the denoiser does not read the references' keys and values, and knows them by the guide alone"""
     detail: bool = True
     """else the result is what the autoencoder decodes, as without ``keep_detail``"""
@@ -101,8 +101,7 @@ class GuidedPipeline(ReFLDMPipeline):
             unguided_latent_scale=unguided_latent_scale,
         )
 
-    @staticmethod
-    def _check_channels(unet: UNet2DModel, channels: int) -> None:
+    def _check_channels(self, unet: UNet2DModel, channels: int) -> None:
         if unet.config.in_channels not in (2 * channels, 3 * channels) or unet.config.out_channels != channels:
             raise UsageError(
                 f"unet: expected {2 * channels} input channels ({3 * channels} with a guide) and {channels} output "
@@ -144,7 +143,7 @@ class GuidedPipeline(ReFLDMPipeline):
     def _branches(
         self, references: ReferenceCache | None, scale: float, lq_latents: torch.Tensor
     ) -> tuple[tuple[Branch, ...], int]:
-        return super()._branches(references if self.parts.attention else None, scale, lq_latents)
+        return super()._branches(references if self.parts.cachekv else None, scale, lq_latents)
 
     def _latent_scale(self, task: Task) -> float:
         return float(self.config.latent_scale if task.unet is self.unet else self.config.unguided_latent_scale)
@@ -153,7 +152,7 @@ class GuidedPipeline(ReFLDMPipeline):
         """Zero for a residual model, else the guide's latents."""
         if self.config.residual:
             return torch.zeros_like(noise)
-        return _guide_latents(task).float() / self.config.latent_scale
+        return _guide_latents(task).float() / float(self.config.latent_scale)
 
     def _predict(
         self, task: Task, noisy: torch.Tensor, timestep: torch.Tensor, branches: tuple[Branch, ...], copies: int

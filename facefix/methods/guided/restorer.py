@@ -23,7 +23,7 @@ def load(folder: Path, options: LoadOptions) -> Restorer:
 
 _ABLATIONS: Mapping[str, Parts] = {
     "guide": Parts(guide=False),
-    "attention": Parts(attention=False),
+    "cachekv": Parts(cachekv=False),
     "detail": Parts(detail=False),
 }
 
@@ -42,5 +42,5 @@ class GuidedRestorer(ReFLDMRestorer):
 
     @property
     def ablations(self) -> Mapping[str, Callable[[], DiffusionRestorer]]:
-        """Without the guide, without attention to the references, and without the detail that bypasses the decoder."""
+        """Without the guide, without CacheKV, and without the detail that bypasses the decoder."""
         return {part: functools.partial(self.without_part, part) for part in _ABLATIONS}

@@ -35,17 +35,17 @@ def test_published_sizes() -> None:
     with torch.device("meta"):
         sizes = {
             name: sum(weight.numel() for weight in build(name).parameters()) / 1e6
-            for build, name in [(build_unet, "refldm"), (build_unet, "small")]
+            for build, name in [(build_unet, "published"), (build_unet, "small")]
         }
-        autoencoder = sum(weight.numel() for weight in build_autoencoder("refldm").parameters()) / 1e6
-    assert sizes["refldm"] == pytest.approx(117.8, abs=0.05)
+        autoencoder = sum(weight.numel() for weight in build_autoencoder("published").parameters()) / 1e6
+    assert sizes["published"] == pytest.approx(117.8, abs=0.05)
     assert autoencoder == pytest.approx(57.2, abs=0.05)
     assert 20 <= sizes["small"] <= 35
-    assert UNET_CONFIGS["small"]["in_channels"] == UNET_CONFIGS["refldm"]["in_channels"] == 16
-    assert AUTOENCODER_CONFIGS["small"]["latent_channels"] == AUTOENCODER_CONFIGS["refldm"]["latent_channels"] == 8
-    with pytest.raises(UsageError, match="refldm"):
+    assert UNET_CONFIGS["small"]["in_channels"] == UNET_CONFIGS["published"]["in_channels"] == 16
+    assert AUTOENCODER_CONFIGS["small"]["latent_channels"] == AUTOENCODER_CONFIGS["published"]["latent_channels"] == 8
+    with pytest.raises(UsageError, match="published"):
         build_unet("large")
-    with pytest.raises(UsageError, match="refldm"):
+    with pytest.raises(UsageError, match="published"):
         build_autoencoder("large")
 
 

@@ -116,7 +116,7 @@ def test_a_part_is_left_out(tmp_path: Path) -> None:
     references = made.prepare([crop(1)])
     whole = made.restore([crop(3)], references)[0]
     results = {part: make() for part, make in made.ablations.items()}
-    assert set(results) == {"guide", "attention", "detail"}
+    assert set(results) == {"guide", "cachekv", "detail"}
     pixels = [whole, *(each.restore([crop(3)], references)[0] for each in results.values())]
     assert all(not np.array_equal(one, other) for n, one in enumerate(pixels) for other in pixels[n + 1 :])
     assert len({made.recipe, *(each.recipe for each in results.values())}) == 4
