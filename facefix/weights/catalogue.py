@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.errors import UsageError, WeightsUnavailable
-from facefix.methods.registry import MODEL_INDEX, PublishedFile, RestorationMethod, methods
+from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
+from facefix.methods.registry import PublishedFile as PublishedFile  # noqa: PLC0414 (a name of this module too)
 
 SHIPPED_MODEL = "small"
 
