@@ -108,14 +108,14 @@ class Run:
         wanted |= {portrait: portrait.sha256 for portrait in self.album.portraits}
         paths = {digest: item.path for item, digest in wanted.items()}
         unknown = {
-            digest: path for digest, path in paths.items() if not self.ledger.is_indexed(digest, self.backend.key)
+            digest: path for digest, path in paths.items() if not self.ledger.index.has(digest, self.backend.key)
         }
         why = self._look(list(unknown.values()))
         if self.options.stop:
             return Found({}, {})
         photos, portraits = dict[ScannedPhoto, IndexedPhoto](), dict[Portrait, IndexedPhoto]()
         for item, digest in wanted.items():
-            found = self.ledger.indexed(digest, self.backend.key, str(item.path))
+            found = self.ledger.index.get(digest, self.backend.key, str(item.path))
             if isinstance(item, ScannedPhoto):
                 if found is None:
                     self.problems.append(Problem(item.path, item.relative, _why(item.path, paths[digest], why)))
@@ -141,7 +141,7 @@ class Run:
 
     def plan(self, work: Work, found: Found, people: People) -> list[PhotoTask]:
         """A task for every photo that is to be done, those of one person together."""
-        done = self.ledger.done_rows() if work.doubtful else {}
+        done = self.ledger.records.done() if work.doubtful else {}
         tasks, confirmed = [], []
         for photo in (*work.pending, *work.doubtful):
             if photo not in found.photos:
@@ -154,13 +154,13 @@ class Run:
                 confirmed.append(photo.relative)
             else:
                 tasks.append(task)
-        self.ledger.confirm(confirmed, self.identities)
+        self.ledger.records.confirm(confirmed, self.identities)
         self.summary.already_done += len(confirmed)
         return in_working_order(tasks)
 
     def rename(self, found: Found, people: People) -> None:
         """Let photos done before call everybody what they are called by now."""
-        self.renamed = self.ledger.rename(names_now(found, people))
+        self.renamed = self.ledger.records.rename(names_now(found, people))
 
     def restore(self, tasks: Sequence[PhotoTask]) -> Iterator[PhotoOutcome]:
         """Do the tasks; yields each photo once it is on disk."""
@@ -175,7 +175,7 @@ class Run:
             yield PhotoOutcome(problem.relative, problem.path, "failed", problem.reason)
         if not tasks or self.options.stop:
             return
-        self.ledger.start((task.photo.relative, task.photo.path) for task in tasks)
+        self.ledger.records.start((task.photo.relative, task.photo.path) for task in tasks)
         finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
         yield from self._pass_on([task for task in tasks if not task.faces], finisher)
         to_restore = [task for task in tasks if task.faces]
@@ -187,7 +187,7 @@ class Run:
         written = None
         if outcome.target is not None:
             written = (self.album.output / outcome.target).stat()
-        self.ledger.record_photo(outcome, portraits=self.identities, written=written)
+        self.ledger.records.record(outcome, portraits=self.identities, written=written)
         self.summary.add(outcome)
         if outcome.status == "failed":
             self.options.progress.problem(outcome.reason)
@@ -223,7 +223,7 @@ class Run:
 
     def _stands(self, row: DoneRow, task: PhotoTask, people: People) -> bool:
         """Whether a photo would be done as it was."""
-        recorded = self.ledger.faces_done(task.photo.relative)
+        recorded = self.ledger.records.faces(task.photo.relative)
         return row.recipe == task.recipe and references_stand(task, recorded, people)
 
     def _look(self, paths: Sequence[Path]) -> dict[Path, str]:
@@ -243,7 +243,7 @@ class Run:
             if (error := future.exception()) is not None:
                 why[path] = why_failed(path, error)
             else:
-                self.ledger.record_index(future.result(), self.backend.key)
+                self.ledger.index.record(future.result(), self.backend.key)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self.ledger.commit()
                 committed = time.monotonic()

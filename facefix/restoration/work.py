@@ -58,7 +58,7 @@ def given_identities(album: Album) -> str:
 
 def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, identities: str) -> Work:
     """Compare the album with what the ledger says is done. Raises UsageError with --if-exists fail."""
-    rows, ours = ledger.done_rows(), ledger.started()
+    rows, ours = ledger.records.done(), ledger.records.started()
     pending: list[ScannedPhoto] = []
     doubtful: list[ScannedPhoto] = []
     done: list[ScannedPhoto] = []
