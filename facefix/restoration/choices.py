@@ -40,6 +40,8 @@ class ModelChoice:
     load: Callable[[], Restorer]
     load_on_cpu: Callable[[], Restorer] | None = None
     """for a face that the device has no memory for"""
+    folder: Path | None = None
+    """where the weights are; None: a restorer that the caller gave"""
 
 
 def choose_backend(settings: Settings, given: Backend | None = None) -> BackendChoice:
@@ -77,6 +79,7 @@ def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = No
         recipe,
         lambda: load_model(name, settings),
         lambda: load_model(name, settings.model_copy(update={"device": "cpu", "dtype": "fp32"})),
+        folder,
     )
 
 
