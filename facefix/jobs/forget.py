@@ -22,7 +22,7 @@ from facefix.faces.embed import DlibEmbedder
 from facefix.files.lock import locked
 from facefix.files.names import readable
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
-from facefix.outputs.forgetting import _require_gone
+from facefix.outputs.forgetting import require_gone
 from facefix.outputs.ledger import Ledger
 from facefix.outputs.outcomes import StoredEmbedding
 from facefix.people.people_file import PeopleFile, PeopleIndex, forget_person
@@ -72,17 +72,17 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
         names = set[str]() if person is None else _names(output, person)
         try:
             with Ledger.open(output) as ledger:
-                stored = list(ledger.embeddings())
+                stored = list(ledger.identities.embeddings())
                 doomed = stored if person is None else _of_person(ledger, output, person, names, stored)
                 keys = None if person is None else {(face.sha256, face.number) for face in doomed}
-                count = ledger.forget(keys, names)
+                count = ledger.identities.forget(keys, names)
         except sqlite3.Error as error:
             raise FacefixError(
                 f"{output}: the ledger cannot be changed: {error}; not all is forgotten: mend that and run it again"
             ) from error
         entries = forget_person(output / PEOPLE_NAME, person)
         pages = _renew_pages(output)
-        searched = _require_gone(output, [face.vector for face in doomed])
+        searched = require_gone(output, [face.vector for face in doomed])
     return Forgotten(count, entries, searched, pages)
 
 
@@ -110,11 +110,11 @@ def _of_person(
 ) -> list[StoredEmbedding]:
     keys: set[FaceKey] = set()
     for name in names:
-        keys.update(ledger.faces_of(name))
+        keys.update(ledger.identities.faces_of(name))
     keys |= _listed(ledger, output, names)
     keys |= _in_folders_named(ledger, names, stored)
     keys |= _named_by_metadata(ledger, names, stored)
-    known = {name for name, _ in ledger.people()}
+    known = {name for name, _ in ledger.records.people()}
     if not keys and not names & known and not _in_people_file(output, names):
         people = ", ".join(sorted(known)) or "nobody"
         raise UsageError(f"{person!r}: expected a person of {output}, which are: {people}")
@@ -148,10 +148,10 @@ def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[FaceKey]:
     if not path.exists():
         return set()
     photos: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for outcome in ledger.photos():
+    for outcome in ledger.records.photos():
         photos[outcome.relative.parts].add(outcome.sha256 or "")
     in_album = set().union(*photos.values())
-    portraits = [(place.parts, sha256) for place, sha256 in ledger.paths() if sha256 not in in_album]
+    portraits = [(place.parts, sha256) for place, sha256 in ledger.identities.paths() if sha256 not in in_album]
     found: set[FaceKey] = set()
     for label in _labels(PeopleFile.read(path), names):
         photo, _, number = label.rpartition("#")
@@ -170,13 +170,13 @@ def _labels(people: PeopleFile, names: set[str]) -> Iterator[str]:
 
 
 def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
-    contents = {sha256 for path, sha256 in ledger.paths() if readable(path.parent.name) in names}
+    contents = {sha256 for path, sha256 in ledger.identities.paths() if readable(path.parent.name) in names}
     return {(face.sha256, face.number) for face in stored if face.sha256 in contents}
 
 
 def _named_by_metadata(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
     boxes = defaultdict(list)
-    for sha256, region in ledger.named_boxes():
+    for sha256, region in ledger.identities.named_boxes():
         if region.name in names:
             boxes[sha256].append(region.box)
     return {(f.sha256, f.number) for f in stored if any(_covers(box, f.box) for box in boxes.get(f.sha256, ()))}

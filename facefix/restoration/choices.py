@@ -36,6 +36,8 @@ class ModelChoice:
     load: Callable[[], Restorer]
     load_on_cpu: Callable[[], Restorer] | None = None
     """for a face that the device has no memory for"""
+    folder: Path | None = None
+    """where the weights are; None: a restorer that the caller gave"""
 
 
 def choose_backend(settings: Settings, given: Backend | None = None) -> BackendChoice:
@@ -71,6 +73,7 @@ def choose_model(settings: Settings, ledger: Ledger, given: Restorer | None = No
         recipe(options.weights or "", options.sampling, options.dtype),
         lambda: registry.load(folder, options),
         lambda: registry.load(folder, replace(on_cpu, weights=options.weights)),
+        folder,
     )
 
 

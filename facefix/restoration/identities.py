@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from facefix.faces.face import Face, Reference
+from facefix.faces.face import Face, FaceKey, Reference
 from facefix.files.digests import digest
-from facefix.outputs.outcomes import IndexedPhoto
+from facefix.outputs.outcomes import IndexedPhoto, PlacedFace
 from facefix.people.corrections import CorrectedPerson, apply_corrections, with_pins
 from facefix.people.groups import group_faces
 from facefix.people.names import name_faces, name_groups
 from facefix.people.people_file import PEOPLE_FILE, FaceLabeller, PeopleFile
 from facefix.people.references import choose_references
 from facefix.photos.metadata.regions import NamedRegion
-from facefix.restoration.album import Album, Portrait
+from facefix.restoration.album import Album, Portrait, Problem
 from facefix.restoration.choices import BackendChoice
 from facefix.restoration.scan import ScannedPhoto
 from facefix.settings import Settings
 
-FaceKey = tuple[str, int]
-
-
 _BEST_OF_A_TIME = 64
-
+"""faces of ten years"""
 
 _TEN_YEARS = 10 * 365.25 * 86400
 
@@ -33,8 +29,17 @@ _TEN_YEARS = 10 * 365.25 * 86400
 class Found:
     """Everything that was looked at."""
 
-    photos: Mapping[ScannedPhoto, IndexedPhoto]
-    portraits: Mapping[Portrait, IndexedPhoto]
+    photos: Mapping[ScannedPhoto, IndexedPhoto] = field(default_factory=dict)
+    portraits: Mapping[Portrait, IndexedPhoto] = field(default_factory=dict)
+    unreadable_photos: tuple[Problem, ...] = ()
+    unreadable_portraits: tuple[Problem, ...] = ()
+    seconds: float = 0.0
+    """that looking took"""
+
+    @property
+    def faces(self) -> int:
+        """Faces in the photos of the album."""
+        return sum(len(photo.faces) for photo in self.photos.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,10 +175,6 @@ def _given_names(found: Found) -> dict[FaceKey, str]:
             largest = max(photo.faces, key=lambda face: face.quality.face_px)
             names[largest.key] = portrait.person
     return names
-
-
-PlacedFace = tuple[Path, int]
-"""place of a photo in the output tree, number of the face in it"""
 
 
 def names_now(found: Found, people: People) -> dict[PlacedFace, str | None]:

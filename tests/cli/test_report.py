@@ -34,12 +34,12 @@ def out(tmp_path: Path) -> Path:
     note = ReferenceNote(str(tmp_path / "portrait.png"), 0, "sharpest", 0.9)
     face = FaceOutcome(0, FACE, "restored", "", "Eileen", 0.4, 0.8, (note,), "small", 1.5)
     with Ledger.open(out) as ledger:
-        ledger.record_photo(
+        ledger.records.record(
             PhotoOutcome(
                 Path("a.jpg"), album / "a.jpg", "restored", "", "00ff", Path("a.jpg"), "r", (face,), size=(512, 512)
             )
         )
-        ledger.record_photo(PhotoOutcome(Path("b.jpg"), album / "b.jpg", "failed", "cannot be decoded"))
+        ledger.records.record(PhotoOutcome(Path("b.jpg"), album / "b.jpg", "failed", "cannot be decoded"))
     return out
 
 
@@ -79,7 +79,7 @@ def test_report_is_left_alone_while_nothing_changes(out: Path) -> None:
     write_output_report(out)
     assert page.stat().st_mtime_ns == stamp
     with Ledger.open(out) as ledger:
-        ledger.record_photo(PhotoOutcome(Path("c.jpg"), out / "c.jpg", "skipped", "no photo"))
+        ledger.records.record(PhotoOutcome(Path("c.jpg"), out / "c.jpg", "skipped", "no photo"))
     write_output_report(out)
     assert "c.jpg" in page.read_text()
 
@@ -99,7 +99,7 @@ def test_report_made_from_another_folder_finds_the_same_files(
     note = ReferenceNote("portrait.png", 0, "sharpest", 0.9)
     face = FaceOutcome(0, FACE, "restored", "", "Eileen", references=(note,))
     with Ledger.open(out) as ledger:
-        ledger.record_photo(
+        ledger.records.record(
             PhotoOutcome(
                 Path("a.jpg"), Path("album/a.jpg"), "restored", "", "00ff", Path("a.jpg"), "r", (face,), size=(512, 512)
             )

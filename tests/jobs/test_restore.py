@@ -98,7 +98,7 @@ class Place:
 
     def outcomes(self) -> dict[str, PhotoOutcome]:
         with Ledger.open(self.output) as ledger:
-            return {str(photo.relative): photo for photo in ledger.photos()}
+            return {str(photo.relative): photo for photo in ledger.records.photos()}
 
 
 @pytest.fixture
@@ -270,13 +270,13 @@ def test_faces_that_are_small_or_good_or_alone_are_left(place: Place) -> None:
     Image.fromarray(astronaut()).save(place.album / "good.png")
     place.restore(restore="auto", output=place.folder / "auto")
     with Ledger.open(place.folder / "auto") as ledger:
-        good = next(photo for photo in ledger.photos() if photo.relative.name == "good.png")
+        good = next(photo for photo in ledger.records.photos() if photo.relative.name == "good.png")
     assert good.status == "copied" and good.faces[0].verdict == "kept" and good.faces[0].reason
     alone = {"refs": None, "refs_from": "both", "output": place.folder / "alone"}
     old_photo("fay", 1).save(place.album / "fay.jpg")
     place.restore(**alone, no_ref="skip")
     with Ledger.open(place.folder / "alone") as ledger:
-        fay = next(photo for photo in ledger.photos() if photo.relative.name == "fay.jpg")
+        fay = next(photo for photo in ledger.records.photos() if photo.relative.name == "fay.jpg")
     assert fay.faces[0].verdict == "kept" and "--no-ref skip" in fay.faces[0].reason
 
 
