@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facefix.faces.align import Pixels
 from facefix.faces.backends import Backend
 from facefix.faces.embed import DLIB_SCALE, IdentityScale
-from facefix.faces.face import Detection, Face, Quality
+from facefix.faces.face import Detection, Face, Pixels, Quality
 from facefix.methods.base import Restorer
 
 COLOURS = {"ann": (190, 60, 60), "bob": (60, 190, 60), "cid": (60, 60, 190)}
@@ -120,4 +119,6 @@ def make_face(photo: str, index: int = 0, person: str = "ann", **quality: float)
     other_picture = np.random.default_rng(zlib.crc32(photo.encode())).normal(size=3)  # as far as pictures of one person
     vector = vector / np.linalg.norm(vector) + 0.1 * other_picture / np.linalg.norm(other_picture)
     embedding = np.asarray(vector / np.linalg.norm(vector), np.float32)
-    return Face(photo, index, Detection((left, 50.0, left + SIDE, 50.0 + SIDE), points, 0.99), embedding, Quality(**known))
+    return Face(
+        photo, index, Detection((left, 50.0, left + SIDE, 50.0 + SIDE), points, 0.99), embedding, Quality(**known)
+    )

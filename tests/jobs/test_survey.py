@@ -42,15 +42,21 @@ def test_a_survey_says_what_the_run_then_does(tmp_path: Path) -> None:
 def test_the_rows_of_a_survey(tmp_path: Path) -> None:
     make_photos(tmp_path / "album", a=["ann"], b=["ann", "bob"])
     make_photos(tmp_path / "refs" / "Ann", one=["ann"])
-    settings = Settings(refs=tmp_path / "refs", restore="all", no_ref="skip", threads=1)
+    settings = Settings(refs=tmp_path / "refs", restore="all", threads=1)
+    (tmp_path / "album-restored").mkdir()
+    (tmp_path / "album-restored" / "people.toml").write_text(
+        '[[person]]\nid = "p9"\nname = "Bob"\nfaces = ["b.png#1"]\nexclude = true\n'
+    )
     survey = survey_album(
         Request((tmp_path / "album",)), settings, Options(backend=marked_backend()), needs_model=False
     )
     ann, bob = survey.persons()
     assert (ann.person.name, len(ann.album), len(ann.portraits), ann.to_restore) == ("Ann", 2, 1, 2)
-    assert (len(bob.album), bob.to_restore) == (1, 0)
+    assert (bob.person.name, len(bob.album), bob.to_restore) == ("Bob", 1, 0)
     first, second = sorted(survey.photo_dicts(), key=lambda row: str(row["photo"]))
-    assert first["faces"] == [{"number": 0, "person": "Ann", "restore": True, "references": 1}]
+    assert first["faces"] == [{"number": 0, "person": "Ann", "restore": True, "references": 0}], (
+        "the portrait is the very picture"
+    )
     assert [face["restore"] for face in second["faces"]] == [True, False]
     assert survey.seconds_per_face is None
     assert survey.lines()[1] == "3 faces of 2 people, 2 to restore"

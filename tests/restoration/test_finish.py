@@ -14,8 +14,7 @@ from marked import Checkered, make_photos, marked_backend
 from PIL import Image
 
 from facefix.errors import OutputError, PhotoError
-from facefix.faces.align import Pixels
-from facefix.faces.face import Reference
+from facefix.faces.face import Pixels, Reference
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.people.references import centroid
 from facefix.restoration.batches import Restored

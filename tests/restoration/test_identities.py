@@ -47,9 +47,7 @@ class Place:
 
     def people(self, **settings: object) -> People:
         self.root.mkdir(exist_ok=True)
-        album = Album(
-            tuple(self.photos), (), self.root, self.root / "album", tuple(self.portraits), self.root / "refs"
-        )
+        album = Album(tuple(self.photos), (), self.root, self.root / "album", tuple(self.portraits), self.root / "refs")
         return find_people(self.found(), album, Settings(refs=self.root / "refs", **settings), BACKEND)
 
 

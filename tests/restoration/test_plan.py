@@ -11,7 +11,7 @@ from marked import make_face, marked_backend
 
 from facefix.faces.face import Face
 from facefix.outputs.ledger import Ledger
-from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, PhotoOutcome, ReferenceNote
+from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, ReferenceNote
 from facefix.people.people_file import PEOPLE_FILE
 from facefix.restoration.album import Album, Portrait
 from facefix.restoration.choices import BackendChoice

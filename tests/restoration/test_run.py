@@ -36,7 +36,7 @@ class Heard(Silent):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """A run over two photos with faces, one without, and two files that are no pictures; one of two portraits is none."""
+    """A run over two photos with faces, one without, and two files that are no pictures, as is one of two portraits."""
     make_photos(tmp_path / "album", a=["ann"], b=["bob", "ann"], sea=[])
     make_photos(tmp_path / "refs" / "Ann", one=["ann"])
     for path in (tmp_path / "album" / "broken.png", tmp_path / "album" / "copy.png", tmp_path / "refs" / "bad.png"):
