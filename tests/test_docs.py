@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -140,7 +141,8 @@ def test_command_lines_are_right_use(path: Path) -> None:
     """Every command line in a page, as far as the command line can tell without doing it."""
     for line in command_lines(text_of(path)):
         words = shlex.split(line, comments=True)[1:]
-        command, name = typer.main.get_command(app), "facefix"
+        command: Any = typer.main.get_command(app)
+        name = "facefix"
         while words and words[0] in getattr(command, "commands", {}):
             name, command = f"{name} {words[0]}", command.commands[words.pop(0)]
         assert not hasattr(command, "commands") or "--version" in words or not words, f"{name_of(path)}: {line}"
