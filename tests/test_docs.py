@@ -68,7 +68,7 @@ def test_options_that_are_no_settings_are_listed() -> None:
         if parameter.param_type_name == "option" and parameter.name not in Settings.model_fields
     ]
     options = {option for parameter in own for option in parameter.opts if option.startswith("--")}
-    sentence = re.search(r"Only\n?(.*?)are no settings", text_of(PAGE), re.DOTALL)
+    sentence = re.search(r"Only\s(.*?)\sare\sno\ssettings", text_of(PAGE), re.DOTALL)
     assert sentence and set(re.findall(r"`(--[a-z-]+)`", sentence.group(1))) == options
 
 
