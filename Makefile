@@ -13,7 +13,7 @@ DEMO ?= demo
 .PHONY: help install test lowest check format bench demo clean
 
 help:
-	@echo "make demo     restore a few photos that come with the dependencies, into $(DEMO)/"
+	@echo "make demo     restore two photos, into $(DEMO)/"
 	@echo "make test     run the tests"
 	@echo "make lowest   run the tests with the oldest releases of the dependencies that pyproject.toml allows"
 	@echo "make check    lint, format check, types"

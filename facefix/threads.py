@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,13 @@ Item = TypeVar("Item")
 
 
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on; all there are, on systems that do not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

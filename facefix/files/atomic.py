@@ -166,10 +166,3 @@ def _chunks_of(path: Path) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise PhotoError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of ``folder``, or of its nearest ancestor that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

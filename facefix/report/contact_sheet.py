@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from facefix import __version__
 from facefix.files import atomic
-from facefix.files.lock import locked
+from facefix.outputs.lock import locked
 from facefix.people.corrections import as_entries
 from facefix.people.people_file import PEOPLE_FILE, FaceLabeller, write_people_file
 from facefix.report.model import Box

@@ -18,7 +18,7 @@ from skimage import data
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
 from facefix.faces import backends
 from facefix.faces.detect import keep_best, turned_back, without_overlaps
-from facefix.faces.embed import same_person_distance
+from facefix.faces.embed import DlibEmbedder, arcface_scale, same_person_distance
 from facefix.faces.face import Detection
 
 STRIDES = (8, 16, 32)
@@ -228,7 +228,6 @@ def test_turned_back_points_at_the_same_pixels(quarter_turns: int) -> None:
     assert back.box[0] < back.box[2] and back.box[1] < back.box[3]
 
 
-def test_distances_belong_to_a_backend() -> None:
-    assert same_person_distance("dlib") < same_person_distance("insightface")
-    with pytest.raises(UsageError, match="found 'mtcnn'"):
-        same_person_distance("mtcnn")
+def test_forgetting_and_judging_mean_the_same_by_one_person() -> None:
+    assert same_person_distance(DlibEmbedder.dim) == DlibEmbedder.scale.same
+    assert same_person_distance(512) == arcface_scale("buffalo_l").same

@@ -98,10 +98,6 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert names(tmp_path) == [".facefix-keep", "photo.jpg", "sub", "x.tmp"] and names(tmp_path / "sub") == []
 
 
-def test_free_bytes_of_a_folder_to_come(tmp_path: Path) -> None:
-    assert atomic.free_bytes(tmp_path / "not" / "there") > 0
-
-
 def test_a_folder_appears_whole_with_the_permissions_of_any_other(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with atomic.new_folder(tmp_path / "deep" / "model") as folder:

@@ -19,10 +19,10 @@ from skimage.data import astronaut
 
 from facefix.errors import LockHeld, NotFiniteError, UsageError
 from facefix.faces.backends import Backend, load_backend
-from facefix.files.lock import locked
 from facefix.jobs.restore import restore_album
 from facefix.jobs.survey import survey_album
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.progress import PlainLines
 from facefix.restoration.run import Options, Request

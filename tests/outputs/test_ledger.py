@@ -14,8 +14,8 @@ from command_line import facefix
 
 from facefix.errors import FacefixError, LockHeld
 from facefix.faces.face import Detection, Face, Quality
-from facefix.files.lock import locked
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, NamedBox, PhotoOutcome, ReferenceNote
 from facefix.outputs.schema import MIGRATIONS
 
