@@ -23,13 +23,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes its number over when it first asks, and would then take the caller's
+
+
 @contextmanager
 def cpu_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of CPU threads in which torch does not start threads of its own; the caller's keeps its number."""
     import torch
 
     own = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, "facefix", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, "facefix", initializer=_one_torch_thread) as pool:
         for future in [pool.submit(time.sleep, 0.01) for _ in range(threads)]:  # each starts a thread of the pool
             future.result()
         torch.set_num_threads(own)
