@@ -32,7 +32,7 @@ from facefix.weights.checksums import verify
 from facefix.weights.download import Patience
 from facefix.weights.install import Observer, PullOptions
 
-QUICK = Patience(attempts=3, stall_seconds=0.3, progress_bytes=10_000, first_pause=0.01, longest_pause=0.05)
+QUICK = Patience(attempts=3, stall_seconds=0.3, first_pause=0.01, longest_pause=0.05)
 DETECTOR = random.Random(1).randbytes(40_000)
 EMBEDDER = random.Random(2).randbytes(90_000)
 
