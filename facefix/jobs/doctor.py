@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from facefix import __version__
 from facefix.errors import FacefixError
 from facefix.threads import usable_cores
+from facefix.version import __version__
 from facefix.weights import catalogue as weights
 from facefix.weights.checksums import verify
 
