@@ -17,7 +17,7 @@ def exclusive(path: Path, holder: str, *, advice: str = "wait for it", wait_seco
     """Hold the lock file ``path``; the holder's process number lies beside it, in ``path``.pid.
 
     Args:
-        path: made where it is not there; its folder must be there.
+        path: made where it is not there.
         holder: who may hold it, in the message: "HOLDER (process N) holds PATH; ADVICE".
         advice: what to do about it, in the message.
         wait_seconds: how long to wait for another holder to end.

@@ -63,6 +63,7 @@ def test_a_killed_holder_leaves_it_free(tmp_path: Path) -> None:
         assert (tmp_path / "x.pid").read_text() == str(os.getpid())
 
 
-def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), exclusive(tmp_path / "none" / "x", "a run"):
+def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), exclusive(tmp_path / "file" / "x", "a run"):
         pass
