@@ -18,9 +18,6 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 from skimage import data
 
-from facefix.photos.photo import Photo
-from facefix.photos.region import Region
-
 XMP = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
     b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -369,21 +366,8 @@ ALL: dict[str, Make] = JPEGS | PNGS | TIFFS | OTHERS
 
 
 def make(folder: Path, name: str) -> Path:
-    """Write the photo called ``name`` into ``folder``; return its path."""
+    """Path of the photo called ``name`` in ``folder``, made where it is not there."""
     path = folder / name
-    (ALL | HEICS)[name](path)
+    if not path.exists():
+        (ALL | HEICS)[name](path)
     return path
-
-
-def regions_of(photo: Photo, scale: int = 1) -> list[Region]:
-    """Two overlapping ovals of other colours."""
-    width, height = photo.size[0] * scale, photo.size[1] * scale
-    made = []
-    for number, (x, y) in enumerate(((0.45, 0.4), (0.6, 0.55))):
-        w, h = int(width * 0.4), int(height * 0.4)
-        rows, columns = np.mgrid[0:h, 0:w].astype(np.float32)
-        distance = ((columns / w - 0.5) ** 2 + (rows / h - 0.5) ** 2) * 4
-        rgb = np.stack([rows / h, columns / w, np.full((h, w), 0.2 + 0.6 * number)], axis=2).astype(np.float32)
-        alpha = np.clip(1.2 - distance, 0, 1).astype(np.float32)
-        made.append(Region(int(width * x - w / 2), int(height * y - h / 2), rgb, alpha, scale))
-    return made

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import photo_factory
 import pytest
-from photo_factory import regions_of
 from PIL import Image
+from regions import regions_of
 from typer.testing import CliRunner
 
 from facefix.cli import app

@@ -10,8 +10,8 @@ import photo_factory
 import pytest
 from exiftool import OURS, changed_by_writing, changed_fields, exiftool
 from numpy.typing import NDArray
-from photo_factory import regions_of
 from PIL import Image, PngImagePlugin
+from regions import regions_of
 from skimage import data
 
 from facefix.errors import PhotoError, UsageError
