@@ -18,7 +18,7 @@ def inverted_region(photo: Photo, scale: int = 1) -> Region:
     part = pixels[box[1] : box[3], box[0] : box[2]].astype(np.float32) / 255
     y, x = np.mgrid[-1 : 1 : part.shape[0] * 1j, -1 : 1 : part.shape[1] * 1j]
     alpha = np.clip(2 - 2 * np.hypot(x, y), 0, 1).astype(np.float32)
-    return Region(box[0], box[1], 1 - part, alpha, scale)
+    return Region(box[0], box[1], np.asarray(1 - part, np.float32), alpha, scale)
 
 
 def regions_of(photo: Photo, scale: int = 1) -> list[Region]:

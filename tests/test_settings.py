@@ -93,7 +93,7 @@ def test_configuration_files(tmp_path: Path) -> None:
 def test_settings_are_immutable_and_described() -> None:
     settings = Settings.load(environ={})
     with pytest.raises(ValueError, match="frozen"):
-        settings.steps = 3
+        settings.steps = 3  # type: ignore[misc]
     assert all(field.description for field in Settings.model_fields.values())
 
 

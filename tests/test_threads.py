@@ -32,7 +32,7 @@ def test_the_map_keeps_the_order_and_its_distance() -> None:
             yield number
 
     with ThreadPoolExecutor(2) as pool:
-        pairs = bounded_map(pool, str, endless(), ahead=3)
+        pairs = bounded_map(pool, abs, endless(), ahead=3)
         next(pairs)
         assert started == [0, 1, 2]
 

@@ -34,13 +34,14 @@ def libjpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
 def test_draws_fill_the_published_ranges(preset: str) -> None:
     drawn = [draw(preset, seed) for seed in range(2000)]
     ranges = PRESETS[preset]
-    for values, (low, high) in [
+    rows: list[tuple[list[float], tuple[float, float]]] = [
         ([d.sigma_x for d in drawn], ranges.sigma),
         ([d.sigma_y for d in drawn], ranges.sigma),
         ([d.factor for d in drawn], ranges.factor),
         ([d.noise for d in drawn], ranges.noise),
         ([d.quality for d in drawn], (ranges.quality[0], ranges.quality[1] - 1)),
-    ]:
+    ]
+    for values, (low, high) in rows:
         assert low <= min(values) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < max(values) <= high
         assert np.mean(values) == pytest.approx((low + high) / 2, rel=0.05)

@@ -39,7 +39,11 @@ def save(path: Path, nodes: list[onnx.NodeProto], outputs: dict[str, int], weigh
 def write_scrfd(path: Path) -> None:
     """SCRFD's nine outputs; a cell's score is the brightness of its pixels, its box and points are fixed offsets."""
     nodes, weights, outputs = [], [], {}
-    parts = {"score": [1.0], "box": [2.0, 2.0, 2.0, 2.0], "points": [-1, -1, 1, -1, 0, 0, -1, 1, 1, 1]}
+    parts: dict[str, list[float]] = {
+        "score": [1.0],
+        "box": [2.0, 2.0, 2.0, 2.0],
+        "points": [-1, -1, 1, -1, 0, 0, -1, 1, 1, 1],
+    }
     for stride in STRIDES:
         nodes.append(
             helper.make_node(

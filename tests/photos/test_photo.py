@@ -221,12 +221,12 @@ def multi_picture(kind: int) -> bytes:
 def test_previews_and_gain_maps_behind_a_jpeg_stay_in_reach(tmp_path: Path) -> None:
     (tmp_path / "gain.jpg").write_bytes(multi_picture(0))
     with Image.open(tmp_path / "gain.jpg") as image:
-        assert image.format == "MPO" and image.n_frames == 2
+        assert image.format == "MPO" and getattr(image, "n_frames", 1) == 2
     photo = read_photo(tmp_path / "gain.jpg")
     assert photo.frames == 1 and photo.copy_reason is None
     write_photo(photo, [inverted_region(photo)], tmp_path / "out.jpg", extra_xmp=factory.XMP)
     with Image.open(tmp_path / "out.jpg") as image:
-        assert image.n_frames == 2
+        assert getattr(image, "n_frames", 1) == 2
         image.seek(1)
         np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(photo.carrier.source.data))))
 
@@ -273,7 +273,7 @@ def test_16_bit_regions_keep_their_depth(original: Path, tmp_path: Path) -> None
     """A change smaller than an 8-bit step arrives."""
     photo = read_photo(original)
     height, width = photo.size[1], photo.size[0]
-    rgb = photo.pixels.astype(np.float32) / 255 + np.float32(40 / 65535)
+    rgb = np.asarray(photo.pixels / 255 + 40 / 65535, np.float32)
     write_photo(photo, [Region(0, 0, rgb, np.ones((height, width), np.float32))], tmp_path / original.name)
     change = independent(tmp_path / original.name).astype(int) - independent(original)
     change = change[..., :3] if change.ndim == 3 else change
@@ -292,7 +292,7 @@ def test_overlapping_regions_lie_in_order(folder: Path, tmp_path: Path) -> None:
 def test_nothing_to_change_keeps_every_sample(folder: Path, tmp_path: Path) -> None:
     for name in ("cmyk.tif", "adobergb.png", "palette-transparent.png", "rgba16.png", "premultiplied.tif"):
         photo = read_photo(factory.make(folder, name))
-        same = photo.pixels.astype(np.float32) / 255
+        same = np.asarray(photo.pixels / 255, np.float32)
         region = Region(0, 0, same, np.ones(same.shape[:2], np.float32))
         write_photo(photo, [region], tmp_path / name)
         np.testing.assert_array_equal(independent(tmp_path / name), independent(folder / name))
@@ -339,8 +339,8 @@ def test_time_taken_with_its_offset(folder: Path) -> None:
 
 def test_what_moves_or_has_pages_is_only_copied(tmp_path: Path) -> None:
     frames = [Image.fromarray(factory.portrait() // part) for part in (1, 2, 3)]
-    for name, options in (("x.png", {}), ("x.webp", {}), ("x.tif", {}), ("x.avif", {})):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    for name in ("x.png", "x.webp", "x.tif", "x.avif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         photo = read_photo(tmp_path / name)
         assert photo.animated and photo.frames == 3 and "3" in (photo.copy_reason or "")
         assert photo.size == (160, 208)

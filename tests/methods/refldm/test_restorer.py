@@ -41,7 +41,7 @@ def test_it_is_a_restorer(folder: Path) -> None:
     assert references.count == 2
     assert references.nbytes > 0
     restored = made.restore([crop(3)], references)
-    assert [(image.shape, image.dtype) for image in restored] == [((96, 96, 3), np.uint8)]
+    assert [(image.shape, image.dtype) for image in restored] == [((96, 96, 3), np.dtype(np.uint8))]
 
 
 def test_a_face_has_its_own_seed_in_any_batch(folder: Path) -> None:
