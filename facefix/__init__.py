@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from facefix.version import __version__
+
 if TYPE_CHECKING:
     from facefix.networks.reference_cache import ReferenceCache
 
-__version__ = "0.1.0"
 __all__ = ["ReferenceCache", "__version__"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from facefix.faces.backends import Backend
 from facefix.faces.embed import DLIB_SCALE, IdentityScale
 from facefix.faces.face import Detection, Face, Pixels, Quality
-from facefix.methods.base import ReferenceUse, RestorerDefaults
+from facefix.methods.base import PreparedReferences, ReferenceUse, RestorerDefaults
 
 COLOURS = {"ann": (190, 60, 60), "bob": (60, 190, 60), "cid": (60, 60, 190)}
 SIDE = 96
@@ -99,7 +99,7 @@ class Checkered(RestorerDefaults):
         return Count(len(references))
 
     def restore(
-        self, crops: Sequence[Pixels], references: Count | None, seeds: Sequence[int] | None = None
+        self, crops: Sequence[Pixels], references: PreparedReferences | None, seeds: Sequence[int] | None = None
     ) -> list[Pixels]:
         self.batches.append(len(crops))
         height = 15 + 5 * (references.count if references is not None else 0)

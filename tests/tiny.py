@@ -21,7 +21,8 @@ def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, **config: Any) -> ReFL
 
 def tiny_guided(*, seed: int = 0, sample_size: int = 8, guided: bool = False, **config: Any) -> GuidedPipeline:
     """A GuidedPipeline of the same size; ``guided``: its denoiser takes a guide."""
-    return _made(GuidedPipeline, *_networks(seed, sample_size, guided=guided), config)
+    made: GuidedPipeline = _made(GuidedPipeline, *_networks(seed, sample_size, guided=guided), config)
+    return made
 
 
 def _networks(seed: int, sample_size: int, *, guided: bool) -> tuple[VQModel, UNet2DModel]:

@@ -1,6 +1,6 @@
 """Restore an album from Python, and say what became of each photo.
 
-    python restore_album.py ALBUM PORTRAITS OUT
+python restore_album.py ALBUM PORTRAITS OUT
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from facefix import __version__
 from facefix.errors import UsageError
 from facefix.evaluation.results import RESTORED, Condition, Evaluation, MethodResults, RunKey
+from facefix.version import __version__
 
 MIB = 1024 * 1024
 

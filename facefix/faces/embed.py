@@ -93,16 +93,12 @@ def arcface_scale(network: str) -> IdentityScale:
     )
 
 
-def same_person_distance(backend: str) -> float:
-    """Distance within which stored embeddings of a backend are taken for one person, to the generous side.
+def same_person_distance(dim: int) -> float:
+    """Distance within which stored embeddings of ``dim`` numbers are taken for one person, to the generous side.
 
-    Raises UsageError for a backend that does not exist.
+    The length tells the network: dlib's embeddings have 128 numbers, ArcFace's have more.
     """
-    if backend == "dlib":
-        return DLIB_SCALE.same
-    if backend in ("insightface", "retinaface"):
-        return arcface_scale(backend).same
-    raise UsageError(f"face backend: expected insightface, retinaface or dlib, found {backend!r}")
+    return (DLIB_SCALE if dim == DlibEmbedder.dim else arcface_scale("arcface")).same
 
 
 class Embedder(Protocol):

@@ -1,4 +1,4 @@
-"""The values that travel from photos to the restorer: Detection, Quality, Face, Reference, Person."""
+"""The values that travel from photos to the restorer: Detection, Quality, Face, Reference."""
 
 from __future__ import annotations
 
@@ -80,15 +80,3 @@ class Reference:
     path: Path
     reason: str
     score: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Person:
-    """Faces of one identity and the references chosen for it."""
-
-    name: str
-    faces: tuple[Face, ...]
-    portraits: tuple[Face, ...]
-    """faces of this person among the portraits given by the user"""
-    centroid: Embedding | None
-    references: tuple[Reference, ...] = ()

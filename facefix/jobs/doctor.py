@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from facefix import __version__
 from facefix.errors import FacefixError
+from facefix.threads import usable_cores
+from facefix.version import __version__
 from facefix.weights import catalogue as weights
 from facefix.weights.checksums import verify
 
@@ -133,8 +134,7 @@ def _device_name(device: torch.device) -> str:
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "mps":
         return "Apple GPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {torch.get_num_threads()} threads"
+    return f"{usable_cores()} cores, {torch.get_num_threads()} threads"
 
 
 def _gigaflops(device: torch.device, dtype: str, side: int = 512) -> float | None:

@@ -18,21 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import FacefixError, UsageError
-from facefix.faces.embed import DlibEmbedder
-from facefix.files.lock import locked
+from facefix.faces.embed import same_person_distance
 from facefix.files.names import readable
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
 from facefix.outputs.forgetting import require_gone
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import ContentFace, StoredEmbedding
 from facefix.people.people_file import PeopleFile, PeopleIndex, forget_person
 
 PEOPLE_NAME = "people.toml"
 
 _PORTRAITS = "@refs/"
-
-ARCFACE_SAME_DISTANCE = 1.05
-"""Distance of embeddings of length 1 up to which ArcFace sees one person: a cosine of 0.45 (see faces/embed.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +194,6 @@ def _with_similar(seeds: Sequence[StoredEmbedding], stored: Sequence[StoredEmbed
             near = _nearest(vectors, np.stack(known))
             found += [face for face, distance in zip(faces, near, strict=True) if distance < limit]
     return found
-
-
-def same_person_distance(dim: int) -> float:
-    """Distance up to which two faces are taken for one person here, by the length of the embedding."""
-    return DlibEmbedder.scale.same if dim == DlibEmbedder.dim else ARCFACE_SAME_DISTANCE
 
 
 def _nearest(vectors: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from facefix.errors import PhotoError, UsageError
-from facefix.files.lock import locked
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER, is_output_folder
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.outputs.undo import Undone, undo
 from facefix.report import REPORT_FOLDER, write_output_report

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from lxml import etree
 
-from facefix import __version__
 from facefix.errors import PhotoError
 from facefix.photos.metadata.xmp import RDF, empty_packet, parse_packet, rdf_root, serialize_packet
 from facefix.photos.turned_box import Box, stored_box
+from facefix.version import __version__
 
 if TYPE_CHECKING:
     from facefix.photos.photo import Photo

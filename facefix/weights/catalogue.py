@@ -7,10 +7,11 @@ Nothing is fetched without being asked. Installed weights lie in one folder each
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import platformdirs
 
 from facefix.errors import UsageError, WeightsUnavailable
 from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
@@ -123,17 +124,7 @@ def weights_dir() -> Path:
     chosen = os.environ.get("FACEFIX_WEIGHTS_DIR")
     if chosen:
         return Path(chosen).expanduser()
-    return _user_data_dir() / "facefix" / "weights"
-
-
-def _user_data_dir() -> Path:
-    """The platform's folder for data of programs (XDG Base Directory Specification on Linux)."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share"
+    return platformdirs.user_data_path("facefix", appauthor=False) / "weights"
 
 
 def entry(name: str) -> Weights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import json
 import shutil
@@ -13,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
+from facefix.errors import FacefixError, UsageError, WeightsUnavailable
 from facefix.files.atomic import new_folder, write_bytes
+from facefix.files.lock import exclusive
 from facefix.methods.registry import PublishedFile, method_named
 from facefix.weights.catalogue import Weights, _is_complete, find_model, weights_dir
 from facefix.weights.checksums import seal, verify
@@ -246,17 +246,12 @@ def _make_home(home: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(home: Path, name: str) -> Iterator[None]:
-    """Held while weights of that name are being pulled; the kernel lets go of it if the process dies."""
-    path = home / f".{name}.lock"
-    try:
-        stream = path.open("a")
-    except OSError as error:
-        raise WeightsUnavailable(f"{path}: cannot be written ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
-    with stream:
+    """Held while weights of that name are being pulled."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LockHeld(f"{path}: another pull of {name} is running; wait for it") from None
+            stack.enter_context(exclusive(home / f".{name}.lock", f"another pull of {name}"))
+        except OSError as error:
+            raise WeightsUnavailable(f"{home}: cannot be written ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
         yield
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facefix.faces.face import Detection, Face, Quality
-from facefix.files.lock import locked
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, NamedBox, PhotoOutcome, ReferenceNote
 from facefix.report import REPORT_FOLDER, write_output_report
 from facefix.report.contact_sheet import SHEET_FOLDER, SheetFace, SheetPerson, write_contact_sheet

@@ -65,7 +65,9 @@ def test_report_command_makes_the_page_again(out: Path) -> None:
     assert photos[1]["why"] == "cannot be decoded"
     assert photos[1]["before"] is None
     assert shown["people"] == ["Eileen"]
-    (reference,) = shown["references"]  # type: ignore[misc]
+    references = shown["references"]
+    assert isinstance(references, list)
+    (reference,) = references
     assert reference["why"] == "sharpest"
     assert (page.parent / "thumbs" / reference["thumb"]).is_file()
     page.unlink()

@@ -9,15 +9,15 @@ import numpy as np
 import photo_factory
 import pytest
 from PIL import Image
-from restored_regions import regions_of
+from regions import regions_of
 from typer.testing import CliRunner
 
 from facefix.cli import app
 from facefix.cli.undo import undo as undo_command
 from facefix.errors import LockHeld, UsageError
-from facefix.files.lock import locked
 from facefix.outputs import undo
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.photos import provenance
 from facefix.photos.photo import read_photo, write_photo

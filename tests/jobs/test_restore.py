@@ -19,10 +19,10 @@ from skimage.data import astronaut
 
 from facefix.errors import LockHeld, NotFiniteError, UsageError
 from facefix.faces.backends import Backend, load_backend
-from facefix.files.lock import locked
 from facefix.jobs.restore import restore_album
 from facefix.jobs.survey import survey_album
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.progress import PlainLines
 from facefix.restoration.run import Options, Request
@@ -308,11 +308,11 @@ def test_photos_that_cannot_be_read_are_named_and_the_rest_is_done(place: Place)
 
 def test_a_photo_that_vanishes_while_the_run_goes_on(place: Place) -> None:
     class Thief(Borrow):
-        def restore(self, *arguments: object) -> list[np.ndarray]:  # type: ignore[override]
+        def restore(self, *arguments: object) -> list[np.ndarray]:
             (place.album / "sea.png").unlink(missing_ok=True)
             for path in place.album.rglob("cid*.jpg"):
                 path.unlink()
-            return super().restore(*arguments)  # type: ignore[arg-type]
+            return super().restore(*arguments)
 
     place.restorer = Thief()
     summary = place.restore(threads=1, batch_size=1)
@@ -324,7 +324,7 @@ def test_a_photo_that_vanishes_while_the_run_goes_on(place: Place) -> None:
 
 def test_a_face_that_fails_is_kept_and_reported(place: Place) -> None:
     class Unlucky(Borrow):
-        def restore(self, crops: object, references: object, seeds: object = None) -> list[np.ndarray]:  # type: ignore[override]
+        def restore(self, crops: object, references: object, seeds: object = None) -> list[np.ndarray]:
             raise NotFiniteError("result: expected finite numbers, found NaN")
 
     place.restorer = Unlucky()

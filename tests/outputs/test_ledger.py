@@ -11,8 +11,8 @@ import pytest
 from command_line import facefix
 
 from facefix.errors import FacefixError, LockHeld
-from facefix.files.lock import locked
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 
 
 def test_digests_are_computed_again_only_when_the_file_changes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def batch_of(folder: Path, model: ModelSpec, faces: int = 2) -> FaceBatch:
     return FaceBatch(tuple(crop(seed) for seed in range(faces)), tuple(range(faces)), tuple(references), model)
 
 
-def restored_here(batch: FaceBatch, worker_settings: dict[str, int] | None = None) -> BatchResult:
+def restored_here(batch: FaceBatch, worker_settings: dict[str, Any] | None = None) -> BatchResult:
     with ThreadPoolExecutor(1) as pool:
         worker = DeviceWorker(batch.model.load(CPU), ReferenceReader(pool), **(worker_settings or {}))
         with LocalExecutor(worker) as executor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from facefix.settings import Settings
 BACKEND = BackendChoice("marked", marked_backend)
 
 
-def finisher(folder: Path, **settings: object) -> Finisher:
+def finisher(folder: Path, **settings: Any) -> Finisher:
     return Finisher(folder / "out", BACKEND, Settings(**settings), "checkered", "recipe")
 
 

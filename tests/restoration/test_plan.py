@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from marked import make_face, marked_backend
@@ -33,7 +34,7 @@ def photo(name: str) -> ScannedPhoto:
     return ScannedPhoto(Path("/album") / name, Path(name))
 
 
-def look(photos: dict[str, Sequence[str]], *, portrait: bool = True) -> Found:
+def look(photos: Mapping[str, Sequence[str]], *, portrait: bool = True) -> Found:
     """An album, said by who is in its photos, and one portrait of Ann."""
     seen = {
         photo(name): indexed(*(make_face(f"/album/{name}", number, who) for number, who in enumerate(people)))
@@ -44,7 +45,7 @@ def look(photos: dict[str, Sequence[str]], *, portrait: bool = True) -> Found:
     return Found(seen, portraits)
 
 
-def people_of(found: Found, folder: Path, **settings: object) -> People:
+def people_of(found: Found, folder: Path, **settings: Any) -> People:
     album = Album(tuple(found.photos), (), folder, Path("/album"), tuple(found.portraits), Path("/refs"))
     return find_people(found, album, Settings(**settings), BACKEND)
 

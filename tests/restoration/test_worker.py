@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from facefix.errors import NotFiniteError, PhotoError
-from facefix.methods.base import Pixels, ReferenceUse, Restorer, RestorerDefaults, SamplingSettings
+from facefix.methods.base import Pixels, PreparedReferences, ReferenceUse, Restorer, RestorerDefaults, SamplingSettings
 from facefix.restoration.batches import DeviceStatistics, FaceBatch, ModelSpec, ReferenceSource, Restored
 from facefix.restoration.reading import ReferenceReader
 from facefix.restoration.worker import DeviceWorker, PreparedCache, choose_batch_size, is_out_of_memory
@@ -75,8 +75,9 @@ class BrightenEach(Brighten):
 
     composes = True
 
-    def compose(self, prepared: Sequence[Mean]) -> Mean:
-        return Mean(float(np.mean([one.value for one in prepared])), len(prepared))
+    def compose(self, references: Sequence[PreparedReferences]) -> Mean:
+        means = [one for one in references if isinstance(one, Mean)]
+        return Mean(float(np.mean([one.value for one in means])), len(means))
 
 
 def crop(value: int) -> Pixels:

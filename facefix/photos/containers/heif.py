@@ -157,7 +157,7 @@ class Avif:
 def _heif_image(data: bytes) -> Image.Image:
     from pillow_heif import HeifImageFile
 
-    image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    image: Image.Image = HeifImageFile(io.BytesIO(data))
     return image
 
 

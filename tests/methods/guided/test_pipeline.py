@@ -244,7 +244,7 @@ def test_caches_keep_their_images_when_joined_split_and_moved(pipeline: GuidedPi
     assert both.images is not None and one.images is not None and two.images is not None
     assert torch.equal(both.images, torch.cat([one.images, two.images], 1))
     for part, whole in zip(both.split(), (one, two), strict=True):
-        assert part.images is not None and torch.equal(part.images, whole.images)
+        assert part.images is not None and whole.images is not None and torch.equal(part.images, whole.images)
     assert both.nbytes == one.nbytes + two.nbytes
     halved = both.to(dtype=torch.float16)
     assert halved.images is not None and torch.equal(halved.images, both.images)

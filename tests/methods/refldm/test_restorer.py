@@ -47,7 +47,7 @@ def test_it_is_a_restorer(folder: Path) -> None:
     assert references.count == 2
     assert references.nbytes > 0
     restored = made.restore([crop(3)], references)
-    assert [(image.shape, image.dtype) for image in restored] == [((64, 64, 3), np.uint8)]
+    assert [(image.shape, image.dtype) for image in restored] == [((64, 64, 3), np.dtype(np.uint8))]
     assert made.autoencoder is not None
     assert made.autoencoder(crop(4)).shape == (64, 64, 3)
     assert made.seconds_per_face(2) > 0
@@ -94,7 +94,7 @@ def test_sampled_otherwise_with_the_same_weights(folder: Path) -> None:
     assert other.pipeline.unet is made.pipeline.unet
     references = made.prepare([crop(1)])
     results = [each.restore([crop(3)], references)[0] for each in (made, other)]
-    assert not np.array_equal(*results)
+    assert not np.array_equal(results[0], results[1])
     assert np.array_equal(results[1], restorer(folder, steps=3).restore([crop(3)], references)[0])
     assert np.array_equal(results[0], made.restore([crop(3)], references)[0])
     with pytest.raises(UsageError, match="sampler"):
