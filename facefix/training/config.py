@@ -95,7 +95,7 @@ class AutoencoderTraining(Section):
     """fraction of the run after which every third step sees larger pieces, ``whole`` px wide"""
     whole: int = Field(256, ge=32, multiple_of=8)
     colour: Probability = 0.5
-    """share of crops in strange colours"""
+    """share of crops with colour jitter"""
     low_quality: Probability = 0.15
     """share of crops that are blurred and noisy, since the autoencoder has to encode those too"""
     losses: AutoencoderLosses = AutoencoderLosses()
