@@ -311,16 +311,17 @@ def _sample_photo() -> Path:
 
 
 def _time_model(model: str, settings: Settings, crop: Pixels) -> dict[str, float]:
-    """Seconds to load a model, encode one reference, and restore one face with it, all in as many steps as a run."""
-    from facefix.restoration.choices import estimate_seconds_per_face, load_model
+    """Seconds to load a model, encode one reference, and restore one face with it, all in as many steps as a run.
+
+    A model that takes no references encodes none.
+    """
+    from facefix.restoration.choices import load_model
 
     restorer, loading = _timed(lambda: load_model(model, settings))
-    _, encoding = _timed(lambda: restorer.prepare([crop]))
-    return {
-        "load the model": loading,
-        "encode a reference": encoding,
-        "restore a face": estimate_seconds_per_face(restorer, references=1),
-    }
+    seconds = {"load the model": loading}
+    if restorer.references != "none":
+        _, seconds["encode a reference"] = _timed(lambda: restorer.prepare([crop]))
+    return seconds | {"restore a face": restorer.seconds_per_face(1)}
 
 
 def _timed(action: Callable[[], Result]) -> tuple[Result, float]:

@@ -46,12 +46,12 @@ def autoencoder_config(
 
 
 AUTOENCODER_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "refldm": autoencoder_config((128, 128, 256, 512), layers_per_block=2, codes=8192),
+    "published": autoencoder_config((128, 128, 256, 512), layers_per_block=2, codes=8192),
     "small": autoencoder_config(
         (32, 48, 96, 128), layers_per_block=1, codes=256, norm_num_groups=16, mid_block_add_attention=False
     ),
 }
-"""``refldm``: the published size, 57.2 M parameters with a codebook of 8192. ``small``: light enough for a laptop."""
+"""``published``: 57.2 M parameters with a codebook of 8192. ``small``: light enough for a laptop."""
 
 
 def build_autoencoder(config: str | Mapping[str, Any]) -> VQModel:

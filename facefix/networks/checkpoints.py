@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from facefix.errors import CheckpointError, FacefixError, UsageError
 from facefix.files.atomic import new_folder
-from facefix.methods.refldm.pipeline import ReFLDMPipeline
 
 StateDict = dict[str, torch.Tensor]
 
@@ -26,7 +26,7 @@ NORM_GROUPS = 32
 """groups of channels in every normalisation of the published networks"""
 
 
-def save_atomically(pipeline: ReFLDMPipeline, to: Path) -> Path:
+def save_atomically(pipeline: DiffusionPipeline, to: Path) -> Path:
     """``save_pretrained`` into a folder that appears whole or not at all.
 
     :raises FacefixError: it cannot be written.

@@ -18,7 +18,7 @@ SAMPLERS: Mapping[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
 }
 
-REFLDM_SCHEDULE: Mapping[str, Any] = {
+PUBLISHED_SCHEDULE: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0015,
     "beta_end": 0.0155,
@@ -31,7 +31,7 @@ REFLDM_SCHEDULE: Mapping[str, Any] = {
 
 def ddim_scheduler(**overrides: Any) -> DDIMScheduler:
     """The published sampler: DDIM, eta 0, trailing timesteps, no clipping, last alpha ``alphas_cumprod[0]``."""
-    settings = {**REFLDM_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 0, **overrides}
+    settings = {**PUBLISHED_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 0, **overrides}
     return DDIMScheduler(**settings)
 
 
@@ -46,7 +46,7 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     kind = SAMPLERS[name]
     if isinstance(scheduler, kind):
         return scheduler
-    shared = {key: scheduler.config[key] for key in REFLDM_SCHEDULE if key in scheduler.config}
+    shared = {key: scheduler.config[key] for key in PUBLISHED_SCHEDULE if key in scheduler.config}
     if kind is DDIMScheduler:
         return ddim_scheduler(**shared)
     return kind(**shared)

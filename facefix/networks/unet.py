@@ -47,10 +47,10 @@ def unet_config(
 
 
 UNET_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "refldm": unet_config((160, 320, 320, 640), layers_per_block=2),
+    "published": unet_config((160, 320, 320, 640), layers_per_block=2),
     "small": unet_config((64, 128, 256, 384), layers_per_block=1),
 }
-"""``refldm``: the published size, 117.8 M parameters. ``small``: 20 to 35 M, for a laptop."""
+"""``published``: 117.8 M parameters. ``small``: 20 to 35 M, for a laptop."""
 
 
 def build_unet(config: str | Mapping[str, Any]) -> UNet2DModel:

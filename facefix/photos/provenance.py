@@ -36,7 +36,7 @@ class Provenance:
     """What was done to one photo."""
 
     model: str
-    """name of the restorer, for instance "refldm\""""
+    """name of the restorer, for instance "small\""""
     model_hash: str
     """recipe of the restorer: hash of its weights and settings"""
     regions: tuple[Box, ...]

@@ -135,7 +135,8 @@ class DeviceWorker:
         """Restore the faces of a batch, in order; never raises for a face that cannot be restored."""
         start = time.perf_counter()
         try:
-            prepared = self._prepare(batch.references) if batch.references else None
+            takes = self.restorer.references != "none"
+            prepared = self._prepare(batch.references) if batch.references and takes else None
         except (FacefixError, RuntimeError, MemoryError) as error:
             seconds = (time.perf_counter() - start) / len(batch.crops)
             self.statistics.busy_seconds += time.perf_counter() - start
@@ -219,11 +220,9 @@ class DeviceWorker:
         if prepared is not None:
             self.statistics.cache_hits += 1
             return prepared
-        compose = getattr(self.restorer, "compose", None)
-        if compose is None or getattr(self.restorer, "reference_encoding", None) != "each" or len(references) == 1:
+        if not self.restorer.composes or len(references) == 1:
             return self._encode(key, references)
-        composed: PreparedReferences = compose([self._encode_one(reference) for reference in references])
-        return composed
+        return self.restorer.compose([self._encode_one(reference) for reference in references])
 
     def _encode_one(self, reference: ReferenceCrop) -> PreparedReferences:
         kept = self._cache.get((reference.key,))

@@ -124,7 +124,7 @@ def _mid_attentions(pipeline: ReFLDMPipeline) -> list[Attention]:
 def build(device: torch.device, dtype: torch.dtype) -> ReFLDMPipeline:
     """The published size with random weights."""
     torch.manual_seed(0)
-    pipeline = ReFLDMPipeline(build_autoencoder("refldm").eval(), build_unet("refldm").eval(), ddim_scheduler())
+    pipeline = ReFLDMPipeline(build_autoencoder("published").eval(), build_unet("published").eval(), ddim_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)
 

@@ -13,7 +13,7 @@ import torch
 from command_line import facefix
 from faces_on_disk import write_manifest_set
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_guided
 
 from facefix.datasets.targets import EvaluationFace, read_crop, read_faces
 from facefix.errors import NotFiniteError, UsageError
@@ -33,7 +33,7 @@ from facefix.evaluation.results import (
 )
 from facefix.evaluation.sheets import draw_sheet, worst_faces
 from facefix.evaluation.tables import as_json
-from facefix.methods.base import Pixels
+from facefix.methods.base import Pixels, ReferenceUse, RestorerDefaults
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,17 @@ class Prepared:
 
 
 @dataclass
-class MirroredReference:
+class MirroredReference(RestorerDefaults):
     """Restores by showing the first reference in the mirror, which is the truth in the set of ``faces_on_disk``."""
 
     name: str = "mirror"
     crop_size: int = 256
     recipe: str = "mirror-1"
     prepared: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "optional"
 
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Prepared:
         assert all(reference.shape == (256, 256, 3) for reference in references)
@@ -119,7 +123,7 @@ def evaluation(faces: list[EvaluationFace], metrics: MetricSet, mirror: Mirrored
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_pipeline(default_steps=1, round_pixels=True).save_pretrained(folder)
+    tiny_guided(default_steps=1, round_pixels=True).save_pretrained(folder)
     return folder
 
 

@@ -142,7 +142,7 @@ def test_the_autoencoder() -> None:
     assert golden.relative_rms(decode(model, latents, quantized=False), expected) < 5 * EXACT
 
 
-@pytest.mark.parametrize("config", ["refldm", "small"])
+@pytest.mark.parametrize("config", ["published", "small"])
 @torch.no_grad()
 def test_every_wide_block_of_the_networks_runs_in_strips(config: str) -> None:
     """diffusers names the same normalisation differently in encoder, decoder and denoiser."""

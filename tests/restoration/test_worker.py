@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from facefix.errors import NotFiniteError
-from facefix.methods.base import Pixels, Restorer
+from facefix.methods.base import Pixels, ReferenceUse, Restorer, RestorerDefaults
 from facefix.restoration.worker import (
     DeviceWorker,
     FaceBatch,
@@ -30,7 +30,7 @@ class Mean:
 
 
 @dataclass
-class Brighten:
+class Brighten(RestorerDefaults):
     """Adds the references' mean to every pixel; fails as it is told to."""
 
     name: str = "brighten"
@@ -43,6 +43,10 @@ class Brighten:
     fp32: Brighten | None = None
     prepared: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "optional"
 
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Mean:
         self.prepared.append(len(references))
@@ -68,7 +72,7 @@ class Brighten:
 class BrightenEach(Brighten):
     """The same, with references that are prepared one by one and composed."""
 
-    reference_encoding = "each"
+    composes = True
 
     def compose(self, prepared: Sequence[Mean]) -> Mean:
         return Mean(float(np.mean([one.value for one in prepared])), len(prepared))

@@ -40,7 +40,7 @@ class PublishedConfig:
     scheduler: Mapping[str, Any]
 
 
-PUBLISHED = PublishedConfig(UNET_CONFIGS["refldm"], AUTOENCODER_CONFIGS["refldm"], {})
+PUBLISHED = PublishedConfig(UNET_CONFIGS["published"], AUTOENCODER_CONFIGS["published"], {})
 
 
 def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) -> Path:
