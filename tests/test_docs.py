@@ -136,9 +136,12 @@ def test_paths_of_the_repository_exist(path: Path) -> None:
             assert (REPOSITORY / word).exists(), f"{name_of(path)}: {word} is not there"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name != "add-a-method.md"], ids=name_of)
 def test_command_lines_are_right_use(path: Path) -> None:
-    """Every command line in a page, as far as the command line can tell without doing it."""
+    """Every command line in a page, as far as the command line can tell without doing it.
+
+    The page on adding a method is left out: its commands are those of the method that it adds.
+    """
     for line in command_lines(text_of(path)):
         words = shlex.split(line, comments=True)[1:]
         command: Any = typer.main.get_command(app)
