@@ -2,8 +2,8 @@
 
     python restore_faces.py OUT REFERENCE... -- FACE...
 
-References and faces are square crops in FFHQ alignment. The results are written into the folder OUT as PNG. The model is
-the one that ships with facefix; the variable FACEFIX_MODEL names another.
+References and faces are square crops in FFHQ alignment. The results are written into the folder OUT as PNG. The model
+is the one that ships with facefix; the variable FACEFIX_MODEL names another.
 """
 
 from __future__ import annotations
