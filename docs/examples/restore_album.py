@@ -1,6 +1,8 @@
 """Restore an album from Python, and say what became of each photo.
 
-python restore_album.py ALBUM PORTRAITS OUT
+    python restore_album.py ALBUM PORTRAITS OUT
+
+The restored photos go to the folder OUT. Ends with the exit code that the command would have.
 """
 
 from __future__ import annotations
