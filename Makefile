@@ -62,4 +62,4 @@ demo: $(READY)
 	$(BIN)/python -m facefix.cli.demo $(DEMO)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
