@@ -100,6 +100,7 @@ class PlainConvolution:
         self.convolve = PackedConvolution(weight, padding=(0, 1))
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor, *, add: bool) -> None:
+        """Convolve into ``out``, or add to it."""
         result = self.convolve(padded)
         if add:
             out.add_(result)
@@ -122,6 +123,7 @@ class RowConvolution:
         self.convolve = PackedConvolution(by_group, padding=(0, 1), groups=6)
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor, *, add: bool) -> None:
+        """Convolve into ``out``, or add to it."""
         products = self.convolve(_input_transform(padded).flatten(3)).unflatten(3, (6, -1))  # (B, R/4, W, 6, O)
         _output_transform(products, out, add=add)
 
