@@ -36,8 +36,11 @@ def group() -> Image.Image:
 def degraded(image: Image.Image, *, blur: float, shrink: float, noise: float, quality: int, seed: int) -> Image.Image:
     """A bad copy: blurred, shrunk, noisy, JPEG-compressed, enlarged again.
 
-    :param blur: radius in px of the original.
-    :param shrink: factor; :param noise: standard deviation in levels; :param quality: of the JPEG.
+    Args:
+        blur: radius in px of the original.
+        shrink: factor
+        noise: standard deviation in levels
+        quality: of the JPEG.
     """
     small = image.filter(ImageFilter.GaussianBlur(blur)).resize(
         (round(image.width / shrink), round(image.height / shrink)), Image.Resampling.BILINEAR

@@ -43,8 +43,9 @@ def load_methods(
 ) -> list[Method]:
     """Every model of ``models`` (names or folders), its weights loaded once, in every variant.
 
-    :raises WeightsUnavailable: a model is not installed.
-    :raises UsageError: a model cannot be sampled so, or has no such part.
+    Raises:
+        WeightsUnavailable: a model is not installed.
+        UsageError: a model cannot be sampled so, or has no such part.
     """
     methods: list[Method] = []
     for model in models:

@@ -40,11 +40,14 @@ def restore_crop(
 ) -> Path:
     """Restore one aligned crop with reference crops of the same person and write the result.
 
-    :param model: name or folder; None: the best that is installed.
-    :param say: told what the user should know: a crop that was resized, references that the model does not take.
-    :raises UsageError: an argument cannot be used; nothing was written.
-    :raises PhotoError: an image cannot be read.
-    :raises WeightsUnavailable: the model is not installed.
+    Args:
+        model: name or folder; None: the best that is installed.
+        say: told what the user should know: a crop that was resized, references that the model does not take.
+
+    Raises:
+        UsageError: an argument cannot be used; nothing was written.
+        PhotoError: an image cannot be read.
+        WeightsUnavailable: the model is not installed.
     """
     output, paths = request.output, request.references
     if output.suffix.lower() not in OUTPUT_FORMATS:
@@ -78,7 +81,8 @@ def _at_size(picture: Image.Image, size: int, argument: str, say: Callable[[str]
 def read_crop(path: Path) -> Image.Image:
     """An RGB image that must be square.
 
-    :raises PhotoError: the file is not an image, or not square.
+    Raises:
+        PhotoError: the file is not an image, or not square.
     """
     try:
         with Image.open(path) as opened:

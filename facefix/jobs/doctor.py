@@ -60,7 +60,8 @@ def examine(face: bool = True) -> Iterator[Finding]:
 
     What a run would use is told by the settings that hold in the working folder.
 
-    :param face: also time one face with the model and the face backend that a run would use.
+    Args:
+        face: also time one face with the model and the face backend that a run would use.
     """
     from facefix.settings import Settings
 

@@ -53,10 +53,13 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
     are: rather one face too many than one left. The report is made again without them; the contact sheet, which only
     `facefix people` can make, is removed.
 
-    :param person: name, or id in people.toml; None: everybody.
-    :raises UsageError: there is no ledger, or nobody of that name.
-    :raises LockHeld: a run works on that output folder.
-    :raises FacefixError: an embedding was found in a file afterwards.
+    Args:
+        person: name, or id in people.toml; None: everybody.
+
+    Raises:
+        UsageError: there is no ledger, or nobody of that name.
+        LockHeld: a run works on that output folder.
+        FacefixError: an embedding was found in a file afterwards.
     """
     if not (output / OUTPUT_MARKER / LEDGER_NAME).is_file():
         raise UsageError(

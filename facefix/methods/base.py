@@ -138,15 +138,19 @@ class Restorer(Protocol):
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> PreparedReferences:
         """Encode a person's references (at least one), best first.
 
-        :param sources: where they came from.
-        :raises NotFiniteError: the network gave NaN or infinity.
+        Args:
+            sources: where they came from.
+
+        Raises:
+            NotFiniteError: the network gave NaN or infinity.
         """
         ...
 
     def compose(self, references: Sequence[PreparedReferences]) -> PreparedReferences:
         """One set out of several that were prepared alone.
 
-        :raises UsageError: this restorer's references cannot be joined (``composes`` is False).
+        Raises:
+            UsageError: this restorer's references cannot be joined (``composes`` is False).
         """
         ...
 
@@ -155,18 +159,22 @@ class Restorer(Protocol):
     ) -> list[Pixels]:
         """Restore face crops of one person.
 
-        :param references: what :meth:`prepare` or :meth:`compose` gave; None: restored without.
-        :param seeds: one per crop; the same seed gives the same result in any batch. None: the restorer's own seed.
-        :raises NotFiniteError: the network gave NaN or infinity.
-        :raises UsageError: the references are another method's, or an argument is out of range.
-        :raises torch.OutOfMemoryError: the batch is too large for the device.
+        Args:
+            references: what :meth:`prepare` or :meth:`compose` gave; None: restored without.
+            seeds: one per crop; the same seed gives the same result in any batch. None: the restorer's own seed.
+
+        Raises:
+            NotFiniteError: the network gave NaN or infinity.
+            UsageError: the references are another method's, or an argument is out of range.
+            torch.OutOfMemoryError: the batch is too large for the device.
         """
         ...
 
     def with_sampling(self, sampling: SamplingSettings) -> Restorer:
         """The same restorer sampled otherwise, sharing its weights and its prepared references.
 
-        :raises UsageError: the method cannot be sampled so; the message says how it can.
+        Raises:
+            UsageError: the method cannot be sampled so; the message says how it can.
         """
         ...
 

@@ -55,9 +55,10 @@ class DiffusionRestorer(RestorerDefaults):
     def load(cls, folder: Path, options: LoadOptions) -> Self:
         """Load a folder in diffusers layout.
 
-        :raises WeightsUnavailable: there is no model in the folder.
-        :raises CheckpointError: the files in it do not make a model.
-        :raises UsageError: the method cannot be sampled as ``options`` says.
+        Raises:
+            WeightsUnavailable: there is no model in the folder.
+            CheckpointError: the files in it do not make a model.
+            UsageError: the method cannot be sampled as ``options`` says.
         """
         pipeline = load_pipeline(cls.pipeline_class, folder, device=options.device, dtype=options.dtype)
         weights = options.weights or weights_digest(folder)
@@ -67,7 +68,8 @@ class DiffusionRestorer(RestorerDefaults):
     def sampled(cls, pipeline: Any, sampling: SamplingSettings) -> Any:
         """``pipeline``, which may be changed, sampled as ``sampling`` says.
 
-        :raises UsageError: the method cannot be sampled so.
+        Raises:
+            UsageError: the method cannot be sampled so.
         """
         return pipeline
 

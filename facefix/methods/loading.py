@@ -37,8 +37,9 @@ def _quiet_diffusers() -> Iterator[None]:
 def load_pipeline(kind: type[DiffusionPipeline], folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The pipeline of a class in a folder in diffusers layout, on a device and in a dtype, without progress bars.
 
-    :raises WeightsUnavailable: there is no model in the folder.
-    :raises CheckpointError: the files in it do not make a model.
+    Raises:
+        WeightsUnavailable: there is no model in the folder.
+        CheckpointError: the files in it do not make a model.
     """
     if not (folder / MODEL_INDEX).is_file():
         raise WeightsUnavailable(

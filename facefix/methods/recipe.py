@@ -24,8 +24,11 @@ _WEIGHT_FILES = (".json", ".safetensors")
 def weights_digest(folder: Path, sha256: Callable[[Path], str] = sha256_of) -> str:
     """Digest over all files of a model, names and contents: any change of weights or configuration changes it.
 
-    :param sha256: gives a file's sha256; one that remembers those of files that have not changed saves reading them.
-    :raises OSError: a file cannot be read.
+    Args:
+        sha256: gives a file's sha256; one that remembers those of files that have not changed saves reading them.
+
+    Raises:
+        OSError: a file cannot be read.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES)
     return digest([(path.relative_to(folder).as_posix(), sha256(path)) for path in files])
@@ -34,8 +37,9 @@ def weights_digest(folder: Path, sha256: Callable[[Path], str] = sha256_of) -> s
 def recipe(weights: str, sampling: SamplingSettings, dtype: torch.dtype, *, without: str = "") -> str:
     """Digest of the version of facefix, the weights, the dtype and the sampling settings.
 
-    :param weights: their :func:`weights_digest`.
-    :param without: the part of the method that is left out, in an ablation.
+    Args:
+        weights: their :func:`weights_digest`.
+        without: the part of the method that is left out, in an ablation.
     """
     return digest(
         {

@@ -75,8 +75,11 @@ class Importer:
     def run(self, to: Path, values: Mapping[str, Any]) -> Path:
         """Make the model folder ``to`` of published files.
 
-        :param values: what each option is told, by its name; those left out keep their defaults.
-        :raises UsageError: an option that is required is left out, or what :attr:`convert` raises.
+        Args:
+            values: what each option is told, by its name; those left out keep their defaults.
+
+        Raises:
+            UsageError: an option that is required is left out, or what :attr:`convert` raises.
         """
         told = {option.name: values.get(option.name, option.default) for option in self.options}
         missing = [name for name, value in told.items() if value == REQUIRED]
@@ -225,7 +228,8 @@ def methods() -> Mapping[str, RestorationMethod]:
 def method_named(name: str) -> RestorationMethod:
     """The method of that name.
 
-    :raises UsageError: there is none; the message names those there are.
+    Raises:
+        UsageError: there is none; the message names those there are.
     """
     try:
         return methods()[name]
@@ -236,8 +240,9 @@ def method_named(name: str) -> RestorationMethod:
 def method_of(folder: Path) -> RestorationMethod:
     """The method that a model folder belongs to, by its model_index.json.
 
-    :raises WeightsUnavailable: there is no model in the folder.
-    :raises CheckpointError: its model_index.json cannot be read, or names a pipeline of no method.
+    Raises:
+        WeightsUnavailable: there is no model in the folder.
+        CheckpointError: its model_index.json cannot be read, or names a pipeline of no method.
     """
     path = folder / MODEL_INDEX
     if not path.is_file():
@@ -263,8 +268,9 @@ def method_of(folder: Path) -> RestorationMethod:
 def load(folder: Path, options: LoadOptions) -> Restorer:
     """The restorer of a model folder.
 
-    :raises WeightsUnavailable: there is no model in the folder.
-    :raises CheckpointError: the files in it do not make a model, or one of no known method.
+    Raises:
+        WeightsUnavailable: there is no model in the folder.
+        CheckpointError: the files in it do not make a model, or one of no known method.
     """
     restorer: Restorer = method_of(folder).load.load()(folder, options)
     return restorer

@@ -38,8 +38,11 @@ def ddim_scheduler(**overrides: Any) -> DDIMScheduler:
 def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """Another sampler on the schedule of this one.
 
-    :param name: one of ``SAMPLERS``.
-    :raises UsageError: no sampler has that name.
+    Args:
+        name: one of ``SAMPLERS``.
+
+    Raises:
+        UsageError: no sampler has that name.
     """
     if name not in SAMPLERS:
         raise UsageError(f"sampler: expected one of {sorted(SAMPLERS)}, found {name!r}")
@@ -60,8 +63,9 @@ def prepare(
     DDIM runs the timesteps of the published code: where ``steps`` does not divide the number of training timesteps,
     that is one or a few more than asked for (3 asked for: 999, 666, 333, 0).
 
-    :param start_timestep: start at the highest timestep not above this one instead of at the noisiest; ``steps`` is
-        then the number of steps from there.
+    Args:
+        start_timestep: start at the highest timestep not above this one instead of at the noisiest; ``steps`` is then
+            the number of steps from there.
     """
     own = copy.deepcopy(scheduler)
     train_timesteps = own.config.num_train_timesteps

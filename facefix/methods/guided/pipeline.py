@@ -35,24 +35,25 @@ class GuidedPipeline(ReFLDMPipeline):
 
     Each is a setting of its own. Called as :class:`ReFLDMPipeline` is.
 
-    :param autoencoder: VQGAN.
-    :param unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a
-        guide (:mod:`facefix.networks.guide`) beside the LQ latents.
-    :param scheduler: noise schedule and sampler.
-    :param reference_encoding: as there; likewise ``quantize_latents``, ``needs_references``, ``default_steps`` and
-        ``default_guidance_scale``.
-    :param residual: the denoiser diffuses the difference between the HQ latent and the LQ latent (the guide's, where
-        it takes one) instead of the HQ latent.
-    :param keep_detail: what comes out is the LQ crop (the guide) plus the change that the model makes to it, the
-        difference of two decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a
-        residual model.
-    :param latent_scale: standard deviation of what is diffused; it is divided by this so that it has unit variance.
-    :param crop_size: px of the square crops that go in and come out; by default what the denoiser works at. Where it
-        differs, crops are resized on the way in and out.
-    :param start_timestep: where sampling starts by default: at pure noise (None) or at the noised LQ latent.
-    :param round_pixels: pixels are rounded to the nearest level instead of truncated as published.
-    :param unguided: a denoiser without guide that restores faces without references in place of ``unet``.
-    :param unguided_latent_scale: its ``latent_scale``.
+    Args:
+        autoencoder: VQGAN.
+        unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a guide
+            (:mod:`facefix.networks.guide`) beside the LQ latents.
+        scheduler: noise schedule and sampler.
+        reference_encoding: as there; likewise ``quantize_latents``, ``needs_references``, ``default_steps`` and
+            ``default_guidance_scale``.
+        residual: the denoiser diffuses the difference between the HQ latent and the LQ latent (the guide's, where it
+            takes one) instead of the HQ latent.
+        keep_detail: what comes out is the LQ crop (the guide) plus the change that the model makes to it, the
+            difference of two decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a
+            residual model.
+        latent_scale: standard deviation of what is diffused; it is divided by this so that it has unit variance.
+        crop_size: px of the square crops that go in and come out; by default what the denoiser works at. Where it
+            differs, crops are resized on the way in and out.
+        start_timestep: where sampling starts by default: at pure noise (None) or at the noised LQ latent.
+        round_pixels: pixels are rounded to the nearest level instead of truncated as published.
+        unguided: a denoiser without guide that restores faces without references in place of ``unet``.
+        unguided_latent_scale: its ``latent_scale``.
     """
 
     model_cpu_offload_seq = "autoencoder->unet->unguided"

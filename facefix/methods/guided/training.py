@@ -40,8 +40,9 @@ class GuidedTask(DenoiserTask):
 def train_guided(config: DenoiserTraining, *, resume: bool = False) -> Outcome:
     """Train, or go on training, the denoiser of a configuration; the pipeline lies in ``<run>/model`` afterwards.
 
-    :raises UsageError: the configuration cannot be used; likewise DeviceError, CheckpointError and WeightsUnavailable.
-    :raises NotFiniteError: the loss became NaN or infinite.
+    Raises:
+        UsageError: the configuration cannot be used; likewise DeviceError, CheckpointError and WeightsUnavailable.
+        NotFiniteError: the loss became NaN or infinite.
     """
     device = choose_device(config.machine.device)
     return Leg(config, GuidedTask(config, device), device).train(resume=resume)

@@ -55,15 +55,16 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     ``encode_references()`` once per person, then ``__call__()`` for any number of that person's faces. Calls may be in
     flight at once in several threads; none of them changes the pipeline.
 
-    :param autoencoder: VQGAN.
-    :param unet: denoiser; its input channels are twice the latent channels: noisy and LQ latents.
-    :param scheduler: noise schedule and sampler.
-    :param reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published
-        model was trained; ``"each"`` one by one, so that caches of single images can be composed.
-    :param quantize_latents: decode through the codebook (the published model) or from the latents as they are.
-    :param needs_references: the model was trained with references only.
-    :param default_steps: steps of this model where the caller names none.
-    :param default_guidance_scale: likewise.
+    Args:
+        autoencoder: VQGAN.
+        unet: denoiser; its input channels are twice the latent channels: noisy and LQ latents.
+        scheduler: noise schedule and sampler.
+        reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published model
+            was trained; ``"each"`` one by one, so that caches of single images can be composed.
+        quantize_latents: decode through the codebook (the published model) or from the latents as they are.
+        needs_references: the model was trained with references only.
+        default_steps: steps of this model where the caller names none.
+        default_guidance_scale: likewise.
     """
 
     model_cpu_offload_seq = "autoencoder->unet"
@@ -137,10 +138,13 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     def encode_references(self, images: Images, sources: Sequence[str] = ()) -> ReferenceCache:
         """Keys and values of a person's reference images; compute once, use for every face of that person.
 
-        :param images: PIL images, or (N, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
-        :param sources: where the images came from; kept in the cache.
-        :raises UsageError: no image, or not square images.
-        :raises NotFiniteError: the result holds NaN or infinity.
+        Args:
+            images: PIL images, or (N, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
+            sources: where the images came from; kept in the cache.
+
+        Raises:
+            UsageError: no image, or not square images.
+            NotFiniteError: the result holds NaN or infinity.
         """
         crops = to_tensor(images, self.crop_size, argument="references").to(self.unet.device)
         pixels = resize(crops, self.work_size).clamp(-1, 1)
@@ -168,20 +172,25 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     ) -> ImagePipelineOutput:
         """Restore a batch of face crops of one person.
 
-        :param lq: PIL images, or (B, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
-        :param references: that person's cache, from ``encode_references()`` of this pipeline; None restores without.
-        :param num_inference_steps: 1 to 1000; default: the model's own (50 for the published one).
-        :param guidance_scale: 1.0 skips the unconditional branch, whose references are null (zeroed); default: the
-            model's own (1.5 for the published one).
-        :param generator: source of the start noise; a list has one per face.
-        :param latents: (B, 8, h, w) standard normal start noise, instead of drawing it.
-        :param output_type: ``"pil"``, ``"pt"``: (B, 3, S, S) floats in [-1, 1], clamped, or ``"latent"``: (B, 8, h, w).
-        :param callback_on_step_end: called as ``callback(pipeline, step, timestep, {"latents": ...})`` after each step;
-            latents in the dictionary that it returns are used from there on.
-        :param start_timestep: start from the LQ latent noised to this timestep instead of from pure noise.
-        :returns: ``.images``.
-        :raises UsageError: an argument out of range or of the wrong shape.
-        :raises NotFiniteError: the result holds NaN or infinity.
+        Args:
+            lq: PIL images, or (B, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
+            references: that person's cache, from ``encode_references()`` of this pipeline; None restores without.
+            num_inference_steps: 1 to 1000; default: the model's own (50 for the published one).
+            guidance_scale: 1.0 skips the unconditional branch, whose references are null (zeroed); default: the model's
+                own (1.5 for the published one).
+            generator: source of the start noise; a list has one per face.
+            latents: (B, 8, h, w) standard normal start noise, instead of drawing it.
+            output_type: ``"pil"``, ``"pt"``: (B, 3, S, S) floats in [-1, 1], clamped, or ``"latent"``: (B, 8, h, w).
+            callback_on_step_end: called as ``callback(pipeline, step, timestep, {"latents": ...})`` after each step;
+                latents in the dictionary that it returns are used from there on.
+            start_timestep: start from the LQ latent noised to this timestep instead of from pure noise.
+
+        Returns:
+            ``.images``.
+
+        Raises:
+            UsageError: an argument out of range or of the wrong shape.
+            NotFiniteError: the result holds NaN or infinity.
         """
         # 1. Check inputs
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
