@@ -199,7 +199,7 @@ class UpsamplingConvolution:
         self.convolve = PackedConvolution(transformed.to(weight.dtype).flatten(0, 2)[:, :, None, None], groups=9)
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor) -> None:
-        """
+        """Convolve the nearest-neighbour enlargement of a small map into ``out``.
 
         Args:
             padded: (B, R + 2, W + 2, C) of the small map.

@@ -246,10 +246,7 @@ def good_photos(root: Path, count: int = 6) -> list[Path]:
 
 
 def test_what_is_no_regular_file_or_may_not_be_read_is_skipped_or_named(tmp_path: Path, model: Path) -> None:
-    """Pipes, sockets, devices, folders with photo names, links to nowhere, in circles and out of the album.
-
-    Also files and folders without permission (who knows how many photos are in a folder that cannot be read?).
-    """
+    """Pipes, sockets, folders with photo names, links to nowhere, in circles and out of it; no permission."""
     album = tmp_path / "album"
     good = good_photos(album, 3)
     os.mkfifo(album / "pipe.jpg")

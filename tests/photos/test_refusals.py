@@ -114,7 +114,8 @@ def test_content_counts_and_not_the_name(tmp_path: Path) -> None:
     photo = read_photo(tmp_path / "x.jpg")
     assert photo.format == "PNG"
     write_photo(photo, [inverted_region(photo)], tmp_path / "y.jpg")
-    assert Image.open(tmp_path / "y.jpg").format == "PNG"
+    with Image.open(tmp_path / "y.jpg") as image:
+        assert image.format == "PNG"
 
 
 def test_names_with_odd_bytes(tmp_path: Path, folder: Path) -> None:
