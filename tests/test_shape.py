@@ -16,7 +16,6 @@ TOO_LONG = {
     "facefix/methods/refldm/pipeline.py: arguments of ReFLDMPipeline.__call__": 9,
     "facefix/outputs/ledger.py: lines": 472,
     "tests/cli/test_bad_input.py: lines": 460,
-    "tests/faulty_server.py: lines of _handler": 79,
     "tests/jobs/test_restore.py: lines": 429,
     "tests/photos/test_photo.py: lines": 430,
     "tests/report/test_page.py: lines": 407,
