@@ -17,7 +17,6 @@ TOO_LONG = {
     "facefix/outputs/ledger.py: lines": 472,
     "tests/cli/test_bad_input.py: lines": 460,
     "tests/jobs/test_restore.py: lines": 429,
-    "tests/photos/test_photo.py: lines": 430,
     "tests/report/test_page.py: lines": 407,
     "tests/weights/test_install.py: lines": 438,
 }
