@@ -32,8 +32,8 @@ from facefix.evaluation.results import (
     Condition,
     Evaluation,
     Method,
+    MethodResults,
     Plan,
-    Run,
     RunKey,
     thumbnail,
 )
@@ -116,7 +116,7 @@ class _Record:
     def __init__(self, faces: Sequence[EvaluationFace], metrics: MetricSet) -> None:
         self.faces = faces
         self.metrics = metrics
-        self.runs: dict[RunKey, Run] = {}
+        self.runs: dict[RunKey, MethodResults] = {}
         self.prepare_seconds: dict[str, list[float]] = {}
 
     def add(self, index: int, truth: Pixels, results: Mapping[RunKey, _Result]) -> None:
@@ -132,10 +132,10 @@ class _Record:
             if not result.finite:
                 run.not_finite.add(self.faces[index].name)
 
-    def _run(self, key: RunKey, names: Iterable[str]) -> Run:
+    def _run(self, key: RunKey, names: Iterable[str]) -> MethodResults:
         if key not in self.runs:
             empty = np.full(len(self.faces), np.nan)
-            self.runs[key] = Run({name: empty.copy() for name in names}, empty.copy(), empty.copy())
+            self.runs[key] = MethodResults({name: empty.copy() for name in names}, empty.copy(), empty.copy())
         return self.runs[key]
 
 
@@ -221,7 +221,7 @@ def _compare(
     faces: Sequence[EvaluationFace],
     methods: Sequence[Method],
     metrics: Sequence[Metric],
-    runs: Mapping[RunKey, Run],
+    runs: Mapping[RunKey, MethodResults],
     plan: Plan,
 ) -> Iterable[Comparison]:
     identities = np.array([face.identity for face in faces])

@@ -24,15 +24,12 @@ from facefix.files.names import readable
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
 from facefix.outputs.forgetting import require_gone
 from facefix.outputs.ledger import Ledger
-from facefix.outputs.outcomes import StoredEmbedding
+from facefix.outputs.outcomes import ContentFace, StoredEmbedding
 from facefix.people.people_file import PeopleFile, PeopleIndex, forget_person
 
 PEOPLE_NAME = "people.toml"
 
 _PORTRAITS = "@refs/"
-
-FaceKey = tuple[str, int]
-"""sha256 of a photo's content, number of the face in it"""
 
 ARCFACE_SAME_DISTANCE = 1.05
 """Distance of embeddings of length 1 up to which ArcFace sees one person: a cosine of 0.45 (see faces/embed.py)."""
@@ -108,7 +105,7 @@ def _renew_pages(output: Path) -> tuple[Path, ...]:
 def _of_person(
     ledger: Ledger, output: Path, person: str, names: set[str], stored: Sequence[StoredEmbedding]
 ) -> list[StoredEmbedding]:
-    keys: set[FaceKey] = set()
+    keys: set[ContentFace] = set()
     for name in names:
         keys.update(ledger.identities.faces_of(name))
     keys |= _listed(ledger, output, names)
@@ -142,7 +139,7 @@ def _in_people_file(output: Path, names: set[str]) -> bool:
     return path.exists() and any(names & {entry.id, entry.name} for entry in PeopleFile.read(path).persons)
 
 
-def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[FaceKey]:
+def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[ContentFace]:
     """Faces that people.toml lists under these names; portraits are found by the end of their path."""
     path = output / PEOPLE_NAME
     if not path.exists():
@@ -152,7 +149,7 @@ def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[FaceKey]:
         photos[outcome.relative.parts].add(outcome.sha256 or "")
     in_album = set().union(*photos.values())
     portraits = [(place.parts, sha256) for place, sha256 in ledger.identities.paths() if sha256 not in in_album]
-    found: set[FaceKey] = set()
+    found: set[ContentFace] = set()
     for label in _labels(PeopleFile.read(path), names):
         photo, _, number = label.rpartition("#")
         parts = Path(os.fsdecode(unquote_to_bytes(photo.removeprefix(_PORTRAITS)))).parts
@@ -169,12 +166,12 @@ def _labels(people: PeopleFile, names: set[str]) -> Iterator[str]:
             yield from (*entry.faces, *entry.pin)
 
 
-def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
+def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[ContentFace]:
     contents = {sha256 for path, sha256 in ledger.identities.paths() if readable(path.parent.name) in names}
     return {(face.sha256, face.number) for face in stored if face.sha256 in contents}
 
 
-def _named_by_metadata(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
+def _named_by_metadata(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[ContentFace]:
     boxes = defaultdict(list)
     for sha256, region in ledger.identities.named_boxes():
         if region.name in names:

@@ -14,8 +14,8 @@ from typing import Self
 
 import torch
 
-from facefix.faces.align import Pixels, crop_matrix, warp
-from facefix.faces.face import Face, Landmarks, Reference
+from facefix.faces.align import crop_matrix, warp
+from facefix.faces.face import Face, Landmarks, Pixels, Reference
 from facefix.methods import registry
 from facefix.methods.base import Restorer, SamplingSettings
 from facefix.photos.photo import read_photo

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from facefix.errors import OutputError, PhotoError
-from facefix.faces.align import CROP_SIZE, Pixels
+from facefix.faces.align import CROP_SIZE
+from facefix.faces.face import Pixels
 from facefix.outputs import undo
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.photos import provenance

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from facefix.errors import PhotoError
-from facefix.faces.align import Matrix, Pixels, crop_matrix, warp
+from facefix.faces.align import Matrix, crop_matrix, warp
+from facefix.faces.face import Pixels
 from facefix.photos.photo import Photo, read_photo
 from facefix.restoration.batches import ReferenceSource
 from facefix.restoration.plan import PhotoTask

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from facefix.errors import FacefixError, NotFiniteError
-from facefix.faces.align import Pixels
+from facefix.faces.face import Pixels
 from facefix.methods.base import PreparedReferences, Restorer
 from facefix.restoration.batches import BatchResult, DeviceStatistics, FaceBatch, ReferenceSource, Restored
 from facefix.restoration.reading import ReferenceReader
