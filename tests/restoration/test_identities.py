@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from marked import make_face, marked_backend
 
@@ -45,11 +46,9 @@ class Place:
     def found(self) -> Found:
         return Found(self.photos, self.portraits)
 
-    def people(self, **settings: object) -> People:
+    def people(self, **settings: Any) -> People:
         self.root.mkdir(exist_ok=True)
-        album = Album(
-            tuple(self.photos), (), self.root, self.root / "album", tuple(self.portraits), self.root / "refs"
-        )
+        album = Album(tuple(self.photos), (), self.root, self.root / "album", tuple(self.portraits), self.root / "refs")
         return find_people(self.found(), album, Settings(refs=self.root / "refs", **settings), BACKEND)
 
 

@@ -13,7 +13,8 @@ import pytest
 from marked import make_photos, marked_backend, picture
 
 from facefix.errors import PhotoError
-from facefix.faces.align import Pixels, crop_matrix, warp
+from facefix.faces.align import crop_matrix, warp
+from facefix.faces.face import Pixels
 from facefix.photos.photo import read_photo
 from facefix.restoration.batches import ReferenceSource
 from facefix.restoration.index import look_into

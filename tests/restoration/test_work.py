@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from marked import make_photos
@@ -38,7 +39,7 @@ class Place:
         )
         self.ledger.records.record(outcome, portraits=GIVEN, written=target.stat())
 
-    def work(self, given: str = GIVEN, recipe: str = RECIPE, **settings: object) -> Work:
+    def work(self, given: str = GIVEN, recipe: str = RECIPE, **settings: Any) -> Work:
         return find_work(self.album, self.ledger, Settings(**settings), recipe, given)
 
 
@@ -106,7 +107,14 @@ def test_a_photo_that_cannot_be_read_is_a_problem(place: Place) -> None:
 
 def test_recipes_change_with_the_model_the_backend_and_settings_that_change_pixels() -> None:
     plain = base_recipe("model", "dlib", Settings())
-    changes = {"strength": 0.5, "upscale": 2, "restore": "all", "min_face": 30, "no_ref": "skip", "max_references": 2}
+    changes: dict[str, Any] = {
+        "strength": 0.5,
+        "upscale": 2,
+        "restore": "all",
+        "min_face": 30,
+        "no_ref": "skip",
+        "max_references": 2,
+    }
     recipes = {base_recipe("model", "dlib", Settings(**{name: value})) for name, value in changes.items()}
     recipes |= {base_recipe("other", "dlib", Settings()), base_recipe("model", "insightface", Settings())}
     recipes.add(base_recipe("model", "dlib", Settings(refs_from="album")))
