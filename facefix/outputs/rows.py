@@ -25,7 +25,7 @@ from facefix.outputs.outcomes import (
 )
 
 NO_EMBEDDING = b""
-"""what stands for the embedding of a face that has none, or whose embedding was forgotten"""
+"""in place of the embedding of a face that has none, or whose embedding was forgotten"""
 
 
 @dataclass(frozen=True, slots=True)

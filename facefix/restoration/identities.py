@@ -53,8 +53,8 @@ class People:
     settings: Settings
     backend: BackendChoice
     _owners: Mapping[FaceKey, CorrectedPerson]
-    _candidates: dict[str, Candidates] = field(default_factory=dict)
-    """by the person's id; filled once"""
+    _candidates: Mapping[str, Candidates] = field(default_factory=dict)
+    """by the person's id"""
 
     def owner(self, face: Face) -> CorrectedPerson | None:
         """Whose face it is; None for one that people.toml ignores."""
@@ -160,8 +160,7 @@ def find_people(found: Found, album: Album, settings: Settings, backend: Backend
         backend,
         {face.key: person for person in persons for face in person.faces},
     )
-    people._candidates.update((person.id, people.candidates(person)) for person in persons)
-    return people
+    return replace(people, _candidates={person.id: people.candidates(person) for person in persons})
 
 
 def _given_names(found: Found) -> dict[FaceKey, str]:

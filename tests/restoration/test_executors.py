@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +42,9 @@ def batch_of(folder: Path, model: ModelSpec, faces: int = 2) -> FaceBatch:
     return FaceBatch(tuple(crop(seed) for seed in range(faces)), tuple(range(faces)), tuple(references), model)
 
 
-def restored_here(batch: FaceBatch, worker_settings: dict[str, Any] | None = None) -> BatchResult:
+def restored_here(batch: FaceBatch, batch_size: int) -> BatchResult:
     with ThreadPoolExecutor(1) as pool:
-        worker = DeviceWorker(batch.model.load(CPU), ReferenceReader(pool), **(worker_settings or {}))
+        worker = DeviceWorker(batch.model.load(CPU), ReferenceReader(pool), batch_size)
         with LocalExecutor(worker) as executor:
             return executor.submit(batch).result()
 
@@ -59,7 +58,7 @@ def test_a_pickled_batch_gives_the_same_bytes_in_another_process(tmp_path: Path)
     tiny_guided(crop_size=96, default_steps=2).save_pretrained(tmp_path / "tiny")
     model = ModelSpec("tiny", tmp_path / "tiny", SamplingSettings(steps=2), torch.float32)
     batch = batch_of(tmp_path / "refs", model)
-    here = restored_here(batch, {"batch_size": 1})
+    here = restored_here(batch, 1)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
         there: BatchResult = pickle.loads(processes.submit(restored_from_bytes, pickle.dumps(batch)).result())
     assert len(here.faces) == len(there.faces) == 2

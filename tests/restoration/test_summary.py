@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.restoration.batches import DeviceStatistics
@@ -33,9 +34,9 @@ def test_photos_faces_problems_and_times_are_counted() -> None:
     assert Summary(Path("out")).device_busy is None, "nothing was restored"
 
 
-def summary_of(*photos: PhotoOutcome, **changes: object) -> Summary:
+def summary_of(*photos: PhotoOutcome, **changes: Any) -> Summary:
     tally = Tally.of(Done(one) for one in photos)
-    return Summary(Path("out"), tally=tally, problems=tally.problems, **changes)  # type: ignore[arg-type]
+    return Summary(Path("out"), tally=tally, problems=tally.problems, **changes)
 
 
 def test_the_exit_code_says_the_worst() -> None:

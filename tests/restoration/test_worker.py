@@ -126,11 +126,12 @@ def test_the_test_restorers_follow_the_protocol() -> None:
 
 
 def test_twenty_faces_of_a_person_cost_one_encoding(work: Callable[..., Work]) -> None:
-    worker = work(Brighten(), batch_size=4)
+    restorer = Brighten()
+    worker = work(restorer, batch_size=4)
     references = [reference(value) for value in (10, 20, 30)]
     results = [result for _ in range(5) for result in worker.restore(batch([1, 2, 3, 4], references))]
     assert [int(result.pixels[0, 0, 0]) for result in results if result.pixels is not None] == [21, 22, 23, 24] * 5
-    assert worker.worker.restorer.prepared == [3]
+    assert restorer.prepared == [3]
     assert worker.statistics.references_encoded == 1
     assert worker.statistics.cache_hits == 4
     assert worker.statistics.faces == 20
