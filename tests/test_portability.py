@@ -68,7 +68,7 @@ PURE = textwrap.dedent(
     from facefix.settings import Settings
     from facefix.stop import Stop, stopping
     from facefix.threads import usable_cores
-    from facefix.weights.catalogue import weights_dir
+    from facefix.folders import weights_dir
 
     assert usable_cores() == os.cpu_count() == Settings.load(environ={}).cpu_threads
     assert _peak_since_start() == 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from facefix import folders
 from facefix.cli.app import app
 from facefix.errors import CheckpointError, WeightsUnavailable
 from facefix.files.digests import sha256_of
@@ -55,7 +56,7 @@ def list_models(as_json: bool = JSON) -> None:
         print(f"    {row['summary']}")
         if row["note"]:
             print(f"    {row['note']}")
-    print(f"weights are kept in {weights.weights_dir()}", file=sys.stderr)
+    print(f"weights are kept in {folders.weights_dir()}", file=sys.stderr)
 
 
 def _describe(entry: weights.Weights) -> dict[str, Any]:

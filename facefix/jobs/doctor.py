@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from facefix import folders
 from facefix.errors import FacefixError
 from facefix.threads import usable_cores
 from facefix.version import __version__
@@ -161,7 +162,7 @@ def _disk() -> Iterator[Finding]:
     places = {
         "working folder": Path.cwd(),
         "temporary files": Path(tempfile.gettempdir()),
-        "weights": weights.weights_dir(),
+        "weights": folders.weights_dir(),
     }
     for name, path in places.items():
         there = next(folder for folder in (path, *path.parents) if folder.is_dir())

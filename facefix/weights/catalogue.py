@@ -6,14 +6,12 @@ Nothing is fetched without being asked. Installed weights lie in one folder each
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from facefix.errors import UsageError, WeightsUnavailable
+from facefix.folders import weights_dir
 from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
 from facefix.methods.registry import PublishedFile as PublishedFile  # noqa: PLC0414 (a name of this module too)
 
@@ -117,14 +115,6 @@ CATALOGUE: Mapping[str, Weights] = {
         ),
     )
 }
-
-
-def weights_dir() -> Path:
-    """Folder of the installed weights: ``FACEFIX_WEIGHTS_DIR``, or ``facefix/weights`` in the user's data folder."""
-    chosen = os.environ.get("FACEFIX_WEIGHTS_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return platformdirs.user_data_path("facefix", appauthor=False) / "weights"
 
 
 def entry(name: str) -> Weights:

@@ -15,8 +15,9 @@ from typing import Any
 from facefix.errors import FacefixError, UsageError, WeightsUnavailable
 from facefix.files.atomic import new_folder, write_bytes
 from facefix.files.lock import exclusive
+from facefix.folders import weights_dir
 from facefix.methods.registry import PublishedFile, method_named
-from facefix.weights.catalogue import Weights, _is_complete, find_model, weights_dir
+from facefix.weights.catalogue import Weights, _is_complete, find_model
 from facefix.weights.checksums import seal, verify
 from facefix.weights.download import Patience, RemoteFile, check, fetch
 from facefix.weights.unpack import unpack_zip

@@ -23,7 +23,7 @@ from command_line import facefix
 from faulty_server import FaultyServer, serve
 from PIL import Image
 
-from facefix import ReFLDMPipeline
+from facefix import ReFLDMPipeline, folders
 from facefix.errors import CheckpointError, FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.weights import catalogue as weights
 from facefix.weights import install
@@ -307,13 +307,13 @@ def test_a_folder_that_cannot_be_written_is_named(server: FaultyServer, tmp_path
 
 def test_weights_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FACEFIX_WEIGHTS_DIR", str(tmp_path / "w"))
-    assert weights.weights_dir() == tmp_path / "w"
+    assert folders.weights_dir() == tmp_path / "w"
     monkeypatch.delenv("FACEFIX_WEIGHTS_DIR")
     if sys.platform == "linux":
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-        assert weights.weights_dir() == tmp_path / "facefix" / "weights"
+        assert folders.weights_dir() == tmp_path / "facefix" / "weights"
         monkeypatch.setenv("XDG_DATA_HOME", "relative")
-        assert weights.weights_dir() == Path.home() / ".local" / "share" / "facefix" / "weights"
+        assert folders.weights_dir() == Path.home() / ".local" / "share" / "facefix" / "weights"
 
 
 def test_models_are_found_by_name_and_by_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
