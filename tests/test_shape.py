@@ -18,7 +18,6 @@ TOO_LONG = {
     "tests/cli/test_bad_input.py: lines": 460,
     "tests/jobs/test_restore.py: lines": 429,
     "tests/report/test_page.py: lines": 407,
-    "tests/weights/test_install.py: lines": 438,
 }
 """What is longer today. This list may only become shorter, and its numbers smaller."""
 

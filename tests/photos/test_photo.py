@@ -177,9 +177,10 @@ def test_enlarged(original: Path, tmp_path: Path) -> None:
 def test_enlarging_corrects_the_exif_size(folder: Path, tmp_path: Path) -> None:
     photo = read_photo(factory.make(folder, "segments.jpg"))
     write_photo(photo, [], tmp_path / "large.jpg", scale=3)
-    details = Image.open(tmp_path / "large.jpg").getexif().get_ifd(0x8769)
+    with Image.open(tmp_path / "large.jpg") as large, Image.open(folder / "segments.jpg") as small:
+        details, before = (image.getexif().get_ifd(0x8769) for image in (large, small))
     assert (details[0xA002], details[0xA003]) == (480, 624)
-    assert details[0x927C] == Image.open(folder / "segments.jpg").getexif().get_ifd(0x8769)[0x927C]
+    assert details[0x927C] == before[0x927C]
 
 
 @pytest.mark.parametrize("original", [name for name in factory.JPEGS if name != "ycck.jpg"], indirect=True)
@@ -287,7 +288,8 @@ def test_a_broken_profile_is_noted_and_kept(tmp_path: Path, profile: bytes) -> N
     photo = read_photo(tmp_path / "x.jpg")
     assert bool(profile) == any("ICC profile ignored" in note for note in photo.notes)
     write_photo(photo, [inverted_region(photo)], tmp_path / "y.jpg")
-    assert Image.open(tmp_path / "y.jpg").info.get("icc_profile") == (profile or None)
+    with Image.open(tmp_path / "y.jpg") as image:
+        assert image.info.get("icc_profile") == (profile or None)
 
 
 def test_time_taken_with_its_offset(folder: Path) -> None:

@@ -23,7 +23,7 @@ from command_line import facefix
 from faulty_server import FaultyServer, serve
 from PIL import Image
 
-from facefix import ReFLDMPipeline, folders
+from facefix import ReFLDMPipeline
 from facefix.errors import CheckpointError, FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.weights import catalogue as weights
 from facefix.weights import install
@@ -305,53 +305,6 @@ def test_a_folder_that_cannot_be_written_is_named(server: FaultyServer, tmp_path
         install.pull(pack(server), accepted(), home=tmp_path / "file" / "weights")
 
 
-def test_weights_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FACEFIX_WEIGHTS_DIR", str(tmp_path / "w"))
-    assert folders.weights_dir() == tmp_path / "w"
-    monkeypatch.delenv("FACEFIX_WEIGHTS_DIR")
-    if sys.platform == "linux":
-        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-        assert folders.weights_dir() == tmp_path / "facefix" / "weights"
-        monkeypatch.setenv("XDG_DATA_HOME", "relative")
-        assert folders.weights_dir() == Path.home() / ".local" / "share" / "facefix" / "weights"
-
-
-def test_models_are_found_by_name_and_by_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    with pytest.raises(WeightsUnavailable, match="found a folder without one"):
-        weights.find_model(mine)
-    (mine / "model_index.json").write_text("{}")
-    assert weights.find_model(mine) == mine
-    monkeypatch.chdir(tmp_path)
-    assert weights.find_model("mine") == Path("mine")
-    with pytest.raises(WeightsUnavailable, match="found no such folder"):
-        weights.find_model("yours")
-    with pytest.raises(UsageError, match="expected a restoration model"):
-        weights.find_model("buffalo_l")
-    with pytest.raises(WeightsUnavailable, match=r"facefix models pull refldm --accept-licence"):
-        weights.find_model("refldm")
-    assert weights.best_installed_model() == "small"
-    (home / "refldm").mkdir(parents=True)
-    (home / "refldm" / "model_index.json").write_text("{}")
-    assert weights.find_model("refldm") == home / "refldm"
-    assert weights.best_installed_model() == "refldm"
-
-
-def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"'nothing' is not in the catalogue.*small, refldm, buffalo_l"):
-        weights.entry("nothing")
-
-
-def test_the_shipped_model_is_whole() -> None:
-    folder = weights.installed_folder("small")
-    if folder is None:
-        pytest.skip("models/small is not in this checkout")
-    assert weights.find_model("small") == folder
-    assert verify(folder) == []
-    assert install.pull(CATALOGUE["small"]) == folder
-
-
 @pytest.fixture(scope="module")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """refldm.ckpt, vqgan.ckpt and small.yaml in the published layouts, of a tiny configuration."""
@@ -406,7 +359,8 @@ def test_the_pulled_model_restores_from_the_command_line(
         "face", tmp_path / "lq.png", "--ref", tmp_path / "ref0.png", "-o", out, "--model", "refldm", "--steps", "2"
     )
     assert restored.code == 0, restored.stderr
-    assert Image.open(out).size == (128, 128)
+    with Image.open(out) as image:
+        assert image.size == (128, 128)
 
 
 def test_a_disk_that_is_full_for_the_imported_model_is_said(

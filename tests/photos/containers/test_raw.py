@@ -26,7 +26,8 @@ def test_camera_raw_is_developed_and_written_as_tiff_or_jpeg(tmp_path: Path) -> 
         write_photo(photo, [inverted_region(photo)], target, extra_xmp=factory.XMP)
         result = read_photo(target)
         assert (result.mode, result.size, result.xmp, result.frames) == (mode, (208, 160), factory.XMP, 1)
-        assert Image.open(target).getexif()[0x010F] == "Kodak" and result.orientation == 1
+        with Image.open(target) as image:
+            assert image.getexif()[0x010F] == "Kodak" and result.orientation == 1
         write_photo(photo, [], target, scale=2)
         assert read_photo(target).size == (416, 320)
 
