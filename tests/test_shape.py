@@ -21,8 +21,8 @@ TOO_LONG = {
 }
 """What is longer today. This list may only become shorter, and its numbers smaller."""
 
-REGISTERED = {"ReFLDMPipeline.__init__"}
-"""diffusers saves the arguments of ``__init__`` as the configuration: each setting is an argument of its own."""
+REGISTERED = "Pipeline.__init__"
+"""diffusers saves the arguments of a pipeline's ``__init__`` as its configuration: each setting is one of its own."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -59,7 +59,7 @@ def measures() -> Iterator[tuple[str, int, int]]:
         yield f"{place}: lines", text.count("\n"), MODULE_LINES
         for name, function in functions(ast.parse(text)):
             yield f"{place}: lines of {name}", body_lines(function), BODY_LINES
-            if not place.startswith("facefix/cli/") and name not in REGISTERED:
+            if not place.startswith("facefix/cli/") and not name.endswith(REGISTERED):
                 yield f"{place}: arguments of {name}", argument_count(function), ARGUMENTS
 
 
