@@ -9,7 +9,7 @@ import numpy as np
 import photo_factory
 import pytest
 from PIL import Image
-from restored_regions import regions_of
+from regions import regions_of
 from typer.testing import CliRunner
 
 from facefix.cli import app

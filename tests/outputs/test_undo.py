@@ -11,7 +11,7 @@ import pytest
 from exiftool import OURS, changed_by_writing, changed_fields, exiftool
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
-from restored_regions import regions_of
+from regions import regions_of
 from skimage import data
 
 from facefix.errors import PhotoError, UsageError

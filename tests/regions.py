@@ -1,11 +1,24 @@
-"""Regions to lay over a photo, in place of restored faces."""
+"""Changes to make in a test photo: regions as a restoration would give them."""
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 from facefix.photos.photo import Photo
 from facefix.photos.region import Region
+
+
+def inverted_region(photo: Photo, scale: int = 1) -> Region:
+    """The middle of the photo as its negative, all of it within an ellipse and fading round it."""
+    image = Image.fromarray(photo.pixels)
+    pixels = np.asarray(image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS))
+    height, width = pixels.shape[:2]
+    box = (width // 4, height // 5, width // 4 + width // 2, height // 5 + height // 2)
+    part = pixels[box[1] : box[3], box[0] : box[2]].astype(np.float32) / 255
+    y, x = np.mgrid[-1 : 1 : part.shape[0] * 1j, -1 : 1 : part.shape[1] * 1j]
+    alpha = np.clip(2 - 2 * np.hypot(x, y), 0, 1).astype(np.float32)
+    return Region(box[0], box[1], np.asarray(1 - part, np.float32), alpha, scale)
 
 
 def regions_of(photo: Photo, scale: int = 1) -> list[Region]:
