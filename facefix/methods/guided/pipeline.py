@@ -115,10 +115,10 @@ class GuidedPipeline(ReFLDMPipeline):
         return int(self.config.crop_size or self.work_size)
 
     @property
-    def default_start_timestep(self) -> int | None:
-        """Where sampling starts where the caller does not say."""
+    def start_timestep(self) -> int | None:
+        """Where sampling starts: at pure noise (None), or at the guide's latent noised to this timestep."""
         start: int | None = self.config.start_timestep
-        return start
+        return start if self._start_timestep is None else self._start_timestep
 
     def _with_images(self, cache: ReferenceCache, crops: torch.Tensor) -> ReferenceCache:
         """The references go along where guides are made of them."""

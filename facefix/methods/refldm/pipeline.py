@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     """
 
     model_cpu_offload_seq = "autoencoder->unet"
+    _start_timestep: int | None = None
 
     autoencoder: VQModel
     unet: UNet2DModel
@@ -168,7 +170,6 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         latents: torch.Tensor | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
-        start_timestep: int | None = None,
     ) -> ImagePipelineOutput:
         """Restore a batch of face crops of one person.
 
@@ -183,7 +184,6 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             output_type: ``"pil"``, ``"pt"``: (B, 3, S, S) floats in [-1, 1], clamped, or ``"latent"``: (B, 8, h, w).
             callback_on_step_end: called as ``callback(pipeline, step, timestep, {"latents": ...})`` after each step;
                 latents in the dictionary that it returns are used from there on.
-            start_timestep: start from the LQ latent noised to this timestep instead of from pure noise.
 
         Returns:
             ``.images``.
@@ -195,8 +195,8 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         # 1. Check inputs
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        start = self.default_start_timestep if start_timestep is None else start_timestep
-        _check_arguments(steps, scale, start, output_type)
+        start = self.start_timestep
+        _check_arguments(steps, scale, output_type)
         crops = to_tensor(lq, self.crop_size, argument="lq")
 
         # 2. Encode the LQ faces
@@ -234,12 +234,28 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         images = images.clamp(-1, 1)
         return ImagePipelineOutput(images=self.to_pil(images) if output_type == "pil" else images)
 
+    def starting_at(self, timestep: int | None) -> Self:
+        """The same pipeline, its networks shared, that starts from the LQ latent noised to ``timestep``.
+
+        None: as this one does, which for the published model is from pure noise.
+
+        Raises:
+            UsageError: the timestep is out of range.
+        """
+        if timestep is None:
+            return self
+        if not 0 <= timestep < MAX_STEPS:
+            raise UsageError(f"start_timestep: expected 0 to {MAX_STEPS - 1}, found {timestep!r}")
+        other = copy.copy(self)
+        other._start_timestep = timestep
+        return other
+
     # What a method built on this one does otherwise
 
     @property
-    def default_start_timestep(self) -> int | None:
-        """Where sampling starts where the caller does not say: at pure noise (None), or at the noised LQ latent."""
-        return None
+    def start_timestep(self) -> int | None:
+        """Where sampling starts: at pure noise (None), or at the LQ latent noised to this timestep."""
+        return self._start_timestep
 
     def _reference_pass(self, latents: torch.Tensor, sources: tuple[str, ...]) -> ReferenceCache:
         """Keys and values of (N, 8, h, w) references."""
@@ -369,13 +385,11 @@ class _NullCaches:
             return self.caches[key]
 
 
-def _check_arguments(steps: int, scale: float, start_timestep: int | None, output_type: str) -> None:
+def _check_arguments(steps: int, scale: float, output_type: str) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"num_inference_steps: expected a whole number from 1 to {MAX_STEPS}, found {steps!r}")
     if not isinstance(scale, int | float) or not math.isfinite(scale) or not 0 <= scale <= MAX_GUIDANCE_SCALE:
         raise UsageError(f"guidance_scale: expected a number from 0 to {MAX_GUIDANCE_SCALE:g}, found {scale!r}")
-    if start_timestep is not None and not 0 <= start_timestep < MAX_STEPS:
-        raise UsageError(f"start_timestep: expected 0 to {MAX_STEPS - 1}, found {start_timestep!r}")
     if output_type not in ("pil", "pt", "latent"):
         raise UsageError(f"output_type: expected 'pil', 'pt' or 'latent', found {output_type!r}")
 

@@ -92,14 +92,13 @@ class ReFLDMRestorer(DiffusionRestorer):
         """Restore face crops of one person; see the protocol."""
         cache = None if references is None else _cache_of(references).to(self.device, self.dtype)
         lq = resize(torch.stack([pixels_to_tensor(pixels) for pixels in crops]), self.crop_size).clamp(-1, 1)
-        images = self.pipeline(
+        images = self.pipeline.starting_at(self.sampling.start_timestep)(
             lq,
             cache,
             self.sampling.steps,
             self.sampling.guidance_scale,
             latents=self.start_noise(seeds or [self.sampling.seed] * len(crops)),
             output_type="pt",
-            start_timestep=self.sampling.start_timestep,
         ).images
         return list(self.pipeline.to_pixels(images))
 

@@ -109,11 +109,13 @@ def test_folders_of_before_restore_as_before(name: str, tmp_path: Path) -> None:
     lq = torch.cat([picture(1, size), picture(2, size)])
     references = pipeline.encode_references(torch.cat([picture(3, size), picture(4, size)]))
     start = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(5))
-    default = {"num_inference_steps": 4} if name in ("published", "each") else {}
-    for case, arguments in {"default": default, **CASES}.items():
+    default: dict[str, Any] = {"num_inference_steps": 4} if name in ("published", "each") else {}
+    for case, how in {"default": default, **CASES}.items():
+        arguments = {key: value for key, value in how.items() if key != "start_timestep"}
+        started = pipeline.starting_at(how.get("start_timestep"))
         for given, cache in (("references", references), ("alone", None)):
-            latents = pipeline(lq, cache, latents=start, output_type="latent", **arguments).images
-            images = pipeline(lq, cache, latents=start, output_type="pt", **arguments).images
+            latents = started(lq, cache, latents=start, output_type="latent", **arguments).images
+            images = started(lq, cache, latents=start, output_type="pt", **arguments).images
             expected = stored[f"{name}/{case}/{given}/latents"]
             scale = np.abs(expected).max()
             np.testing.assert_allclose(latents.numpy()[:, ::2, ::2, ::2] / scale, expected / scale, atol=1e-5)

@@ -144,7 +144,8 @@ def test_starting_from_the_noised_lq_latent(pipeline: ReFLDMPipeline, name: str,
     other = tiny_pipeline()
     other.scheduler = make_sampler(name, pipeline.scheduler)
     seen: list[int] = []
-    other(picture(), None, steps, start_timestep=499, callback_on_step_end=lambda _, __, t, ___: seen.append(int(t)))
+    started = other.starting_at(499)
+    started(picture(), None, steps, callback_on_step_end=lambda _, __, t, ___: seen.append(int(t)))
     assert seen == timesteps.tolist()
 
 
@@ -208,6 +209,13 @@ def test_nan_is_an_error(pipeline: ReFLDMPipeline) -> None:
         broken.encode_references([picture()])
 
 
+def test_a_start_outside_of_the_schedule_is_refused(pipeline: ReFLDMPipeline) -> None:
+    with pytest.raises(UsageError, match="start_timestep: expected 0 to 999, found 1000"):
+        pipeline.starting_at(1000)
+    assert pipeline.starting_at(None) is pipeline and pipeline.start_timestep is None
+    assert pipeline.starting_at(7).start_timestep == 7 and pipeline.start_timestep is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -217,7 +225,6 @@ def test_nan_is_an_error(pipeline: ReFLDMPipeline) -> None:
         ({"guidance_scale": -1.0}, "guidance_scale: expected a number from 0 to 20, found -1.0"),
         ({"guidance_scale": float("nan")}, "found nan"),
         ({"output_type": "numpy"}, "output_type"),
-        ({"start_timestep": 1000}, "start_timestep"),
         ({"latents": torch.zeros(1, 8, 4, 4)}, r"latents: expected shape \(1, 8, 8, 8\)"),
         ({"generator": [torch.Generator()] * 2}, "generator: expected one or 1"),
         ({"lq": Image.new("RGB", (64, 60))}, "lq: expected a square face crop, found 64x60 px"),
