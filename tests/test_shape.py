@@ -12,11 +12,7 @@ MODULE_LINES = 400
 BODY_LINES = 60
 ARGUMENTS = 8
 
-TOO_LONG = {
-    "tests/cli/test_bad_input.py: lines": 460,
-    "tests/jobs/test_restore.py: lines": 429,
-    "tests/report/test_page.py: lines": 407,
-}
+TOO_LONG: dict[str, int] = {}
 """What is longer today. This list may only become shorter, and its numbers smaller."""
 
 REGISTERED = "Pipeline.__init__"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from facefix.errors import NotFiniteError, UsageError
+from facefix.methods.refldm.nulls import NullCaches
 from facefix.methods.registry import MODEL_INDEX, method_of
 from facefix.networks import autoencoder as vqgan
-from facefix.networks.blocks import contents
 from facefix.networks.cachekv import denoise, install_attention, install_cachekv, reference_pass
 from facefix.networks.images import Images, resize, tensor_to_pil, tensor_to_pixels, to_tensor
 from facefix.networks.reference_cache import Branch, ReferenceCache
@@ -107,7 +106,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             autoencoder=install_attention(autoencoder), unet=install_cachekv(unet), scheduler=scheduler
         )
         self.own_scheduler = scheduler
-        self._nulls = _NullCaches()
+        self._nulls = NullCaches()
 
     def _check_channels(self, unet: UNet2DModel, channels: int) -> None:
         if (unet.config.in_channels, unet.config.out_channels) != (2 * channels, channels):
@@ -359,30 +358,6 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         They depend on the weights only, so they are computed once and kept until the weights change.
         """
         return self._nulls.get(self.unet, like)
-
-
-class _NullCaches:
-    """What was made of the null reference, by shape, dtype and device. A copy of it starts empty."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.weights: tuple[tuple[int, int], ...] = ()
-        self.caches: dict[tuple[Any, ...], ReferenceCache] = {}
-        self.first_weight: torch.Tensor | None = None
-
-    def __reduce__(self) -> tuple[type[_NullCaches], tuple[()]]:
-        return _NullCaches, ()
-
-    def get(self, unet: UNet2DModel, like: torch.Tensor) -> ReferenceCache:
-        key = (*like.shape[1:], like.dtype, str(like.device))
-        weights = tuple(map(contents, unet.parameters()))
-        with self.lock:
-            if weights != self.weights:
-                self.weights, self.caches = weights, {}
-                self.first_weight = next(unet.parameters()).detach()  # its address cannot be reused meanwhile
-            if key not in self.caches:
-                self.caches[key] = reference_pass(unet, like.new_zeros(1, *like.shape[1:]))
-            return self.caches[key]
 
 
 def _check_arguments(steps: int, scale: float, output_type: str) -> None:

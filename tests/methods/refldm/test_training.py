@@ -95,7 +95,7 @@ def test_trains_20_steps_and_a_killed_run_goes_on_to_the_same_state(material: Pa
         assert torch.equal(first, second)
     assert [row["loss"] for row in rows(tmp_path / "legs" / "losses.csv")] == [row["loss"] for row in log]
 
-    pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "whole" / "model", torch_dtype=torch.float32)
+    pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "whole" / "model", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     face = Image.open(material / "faces" / "0.png").resize((512, 512))
     face = face.resize((pipeline.crop_size, pipeline.crop_size))
