@@ -122,7 +122,9 @@ def convert_interlcm(files: PublishedFiles, *, steps: int, colour_fix: ColourFix
             grey=colour_fix != "none",
         )
     except UsageError as error:
-        raise CheckpointError(f"{files.visual}, {files.lcm}, {files.clip}: these do not fit together: {error}") from error
+        raise CheckpointError(
+            f"{files.visual}, {files.lcm}, {files.clip}: these do not fit together: {error}"
+        ) from error
 
 
 def convert_visual_encoder(published: StateDict, *, length: int, source: str = "checkpoint") -> VisualEncoder:
@@ -132,13 +134,14 @@ def convert_visual_encoder(published: StateDict, *, length: int, source: str = "
     :raises CheckpointError: weights are missing, are left over or have other shapes.
     """
     try:
-        encoder = VisualEncoder(**config_of(published, length))
+        encoder: VisualEncoder = VisualEncoder(**config_of(published, length))
     except (KeyError, ValueError, IndexError, UsageError) as error:
         raise CheckpointError(
             f"{source}: expected the blocks of a Visual Encoder, found others; is it complete, and the right file?"
         ) from error
     _load_strictly(encoder, published, source)
-    return encoder.eval()
+    encoder.eval()
+    return encoder
 
 
 def convert_spatial_encoder(
@@ -161,7 +164,9 @@ def conditioning_widths(published: StateDict, source: str = "checkpoint") -> tup
     """
     prefix = "controlnet_cond_embedding."
     names = [f"{prefix}conv_in.weight"]
-    numbers = sorted(int(n) for n in re.findall(rf"^{re.escape(prefix)}blocks\.(\d+)\.weight$", "\n".join(published), re.M))
+    numbers = sorted(
+        int(n) for n in re.findall(rf"^{re.escape(prefix)}blocks\.(\d+)\.weight$", "\n".join(published), re.M)
+    )
     names += [f"{prefix}blocks.{number}.weight" for number in numbers if number % 2]
     if missing := [name for name in names if name not in published]:
         raise CheckpointError(f"{source}: expected a Spatial Encoder, found none of its {missing[0]!r}")
@@ -177,7 +182,7 @@ def convert_clip(published: StateDict, *, source: str = "checkpoint") -> ClipVis
     try:
         patches, positions = weights["conv1.weight"], weights["positional_embedding"]
         grid = round((positions.shape[0] - 1) ** 0.5)
-        tower = ClipVisionTower(
+        tower: ClipVisionTower = ClipVisionTower(
             patch_size=int(patches.shape[2]),
             grid=grid,
             width=int(patches.shape[0]),
@@ -186,7 +191,8 @@ def convert_clip(published: StateDict, *, source: str = "checkpoint") -> ClipVis
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{source}: expected CLIP's vision transformer, found no {error}") from error
     _load_strictly(tower, weights, source)
-    return tower.eval()
+    tower.eval()
+    return tower
 
 
 def clip_weights(published: StateDict, source: str = "checkpoint") -> StateDict:
@@ -284,8 +290,8 @@ def _read_ema(path: Path, kind: str, option: str) -> StateDict:
 def _read(path: Path, option: str) -> StateDict:
     if path.is_file() and _is_torchscript(path):
         raise CheckpointError(
-            f"{path}: expected a plain state dict ({option}), found a TorchScript archive, which would run code when it "
-            "is loaded; give model.safetensors of openai/clip-vit-base-patch16 instead, or, if you trust the archive, "
+            f"{path}: expected a plain state dict ({option}), found a TorchScript archive, which would run code when "
+            "it is loaded; give model.safetensors of openai/clip-vit-base-patch16 instead, or, if you trust the file, "
             "save torch.jit.load(FILE, map_location='cpu').state_dict() with torch.save"
         )
     flat = read_checkpoint(path)

@@ -113,7 +113,7 @@ class LiteTokens(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
 
         :raises WeightsUnavailable: it is not installed.
         """
-        tokens = cls(**config)
+        tokens: LiteTokens = cls(**config)
         state = torch.load(weights_path(), map_location="cpu", weights_only=True)
         state = {name.lstrip("_").replace("._", "."): value for name, value in state.items()}
         own = tokens.network.state_dict()
@@ -122,8 +122,8 @@ class LiteTokens(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
 
     def train(self, mode: bool = True) -> Self:
         """Always in evaluation mode: the network is frozen."""
-        trained: Self = super().train(False)
-        return trained
+        super().train(False)
+        return self
 
     @property
     def tokens_shape(self) -> tuple[int, int]:
@@ -135,7 +135,7 @@ class LiteTokens(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
         """(B, 3, H, W) in [-1, 1] -> (B, grid^2, channels)."""
         side = self.config.input_px
         small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
-        small = small.to(self.network.conv_stem.weight.dtype)
+        small = small.to(self.dtype)
         stages = []
         for stage in self.network.block_outputs(small, self.config.blocks):
             pooled = F.adaptive_avg_pool2d(stage, self.config.grid)

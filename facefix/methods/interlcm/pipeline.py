@@ -117,7 +117,8 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
     @property
     def crop_size(self) -> int:
         """Side of the square crops that go in and come out, in px."""
-        return int(self.unet.config.sample_size) * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return int(self.unet.config.sample_size) * factor
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -134,7 +135,7 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
-        ablation: Ablation = Ablation(),  # noqa: B008 (immutable)
+        ablation: Ablation = Ablation(),
     ) -> ImagePipelineOutput:
         """Restore a batch of face crops.
 

@@ -66,7 +66,7 @@ class VisualEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, in_tokens, features) -> (B, out_tokens, length)."""
-        x = tokens.to(self.blocks[0].weight.dtype)
+        x = tokens.to(self.dtype)
         for block in self.blocks:
             x = block(x)
         return x

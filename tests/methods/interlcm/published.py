@@ -57,7 +57,7 @@ def weights(part: str, named: str | None = None) -> StateDict:
 
 
 def write(folder: Path, form: str = "3step") -> PublishedFiles:
-    """The files of a model as their publishers lay them out: ``3step`` with both sets of weights, ``1step`` with one."""
+    """A model's files as their publishers lay them out: ``3step`` has both sets of weights, ``1step`` one."""
     folder.mkdir(parents=True, exist_ok=True)
     files = PublishedFiles(folder / "visual.pth", folder / "spatial.pth", folder / "lcm", folder / "clip.pt")
     for part, path in (("visual_encoder", files.visual), ("spatial_encoder", files.spatial)):

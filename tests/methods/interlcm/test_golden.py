@@ -127,12 +127,8 @@ def test_every_stage_by_itself(request: pytest.FixtureRequest, all_arrays: Array
     assert {name: error for name, error in compared.items() if error > GATE} == {}
 
 
-@pytest.mark.parametrize(
-    ("form", "letter", "last"), [("3step", "b", 3), ("3step", "c", 3), ("1step", "b", 1)]
-)
-def test_other_pictures(
-    request: pytest.FixtureRequest, all_arrays: Arrays, form: str, letter: str, last: int
-) -> None:
+@pytest.mark.parametrize(("form", "letter", "last"), [("3step", "b", 3), ("3step", "c", 3), ("1step", "b", 1)])
+def test_other_pictures(request: pytest.FixtureRequest, all_arrays: Arrays, form: str, letter: str, last: int) -> None:
     """``c`` is grey: its picture gets the grey treatment."""
     pipeline = request.getfixturevalue({"3step": "three_steps", "1step": "one_step"}[form])
     images, denoised = run(pipeline, all_arrays, f"{form}.{letter}")
