@@ -47,6 +47,9 @@ class Ablation:
     """(B, N, D) visual tokens instead of the LQ faces' own"""
 
 
+NOTHING_LEFT_OUT = Ablation()
+
+
 class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed
     """Restores LQ face crops. Takes no references. Calls may be in flight at once in several threads.
 
@@ -135,7 +138,7 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
-        ablation: Ablation = Ablation(),
+        ablation: Ablation = NOTHING_LEFT_OUT,
     ) -> ImagePipelineOutput:
         """Restore a batch of face crops.
 
