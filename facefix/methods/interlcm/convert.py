@@ -17,14 +17,14 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, LCMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 
-from facefix.diffusion.convert import StateDict, _load_strictly, read_checkpoint
 from facefix.errors import CheckpointError, FacefixError, UsageError
-from facefix.methods.interlcm.colour import ColourFix
+from facefix.files.atomic import new_folder
 from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.spatial import spatial_encoder_for
 from facefix.methods.interlcm.visual import VisualEncoder, config_of
-from facefix.photos.atomic import new_folder
+from facefix.networks.checkpoints import StateDict, _load_strictly, read_checkpoint
+from facefix.networks.colour_fix import ColourFix
 
 PUBLISHED_STEPS = (3, 1)
 """Numbers of steps that there are published weights for; the first is what ``--steps`` is by default."""

@@ -21,12 +21,12 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from facefix.diffusion import autoencoder as vqgan
-from facefix.diffusion.images import Images, tensor_to_pil, tensor_to_pixels, to_tensor
 from facefix.errors import NotFiniteError, UsageError
-from facefix.methods.interlcm.colour import fix_colours, keep_grey
 from facefix.methods.interlcm.spatial import predict, spatial_residuals
 from facefix.methods.interlcm.visual import VisualEncoder
+from facefix.networks import autoencoder as vqgan
+from facefix.networks.colour_fix import fix_colours, keep_grey
+from facefix.networks.images import Images, tensor_to_pil, tensor_to_pixels, to_tensor
 
 OutputType = Literal["pil", "pt", "latent"]
 StepCallback = Callable[["InterLCMPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]

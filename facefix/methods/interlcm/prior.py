@@ -17,14 +17,14 @@ from diffusers import LCMScheduler, UNet2DConditionModel, VQModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from facefix.diffusion.autoencoder import decode
+from facefix.datasets.faces import find_faces, hold_out
 from facefix.errors import CheckpointError, UsageError
 from facefix.methods.interlcm.recipe import PriorTraining, Windows
 from facefix.methods.interlcm.spatial import lcm_scheduler, predict
-from facefix.training.dataset import find_faces, hold_out
-from facefix.training.denoiser_loop import NoiseSchedule
+from facefix.networks.autoencoder import decode
 from facefix.training.latents import BankBuilder
 from facefix.training.loop import Moment, autocast, place
+from facefix.training.noise import NoiseSchedule
 from facefix.training.runs import Sheet
 
 TIMESTEPS = 1000

@@ -8,8 +8,9 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import Field, model_validator
 
+from facefix.datasets.sources import Count, Faces, Positive, Probability, Section
 from facefix.errors import UsageError
-from facefix.training.config import Bank, Count, Faces, Machine, Positive, Probability, Schedule, Section, Watching
+from facefix.training.config import Bank, Machine, Schedule, Watching
 from facefix.training.config import read_config as read_section
 
 

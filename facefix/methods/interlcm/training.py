@@ -15,9 +15,9 @@ import torch
 from diffusers import ControlNetModel, VQModel
 from torch import Tensor, nn
 
+from facefix.datasets.degradation import degrade
+from facefix.datasets.faces import TrainingFace, find_faces, hold_out, load_native
 from facefix.device import choose_device
-from facefix.diffusion.autoencoder import DOWNSAMPLE_FACTOR, build_autoencoder, decode
-from facefix.diffusion.images import resize, to_network
 from facefix.errors import UsageError
 from facefix.methods.interlcm.networks import LiteTokens
 from facefix.methods.interlcm.pipeline import NOTHING_LEFT_OUT, Ablation, InterLCMPipeline
@@ -25,14 +25,14 @@ from facefix.methods.interlcm.prior import FacePrior, PriorTask, draw_window, ra
 from facefix.methods.interlcm.recipe import ImageLosses, PriorTraining, RestorerTraining
 from facefix.methods.interlcm.spatial import lcm_scheduler, predict, spatial_encoder_for, spatial_residuals
 from facefix.methods.interlcm.visual import VisualEncoder
+from facefix.metrics.identity import identity_network
+from facefix.metrics.perceptual import PerceptualDistance
+from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, build_autoencoder, decode
+from facefix.networks.images import resize, to_network
 from facefix.training.config import Bank
-from facefix.training.dataset import TrainingFace, find_faces, hold_out, load_native
-from facefix.training.decoded import identity_network
-from facefix.training.degradation import degrade
 from facefix.training.latents import BankBuilder
 from facefix.training.loop import Leg, Moment, Outcome, autocast, place
 from facefix.training.losses import PatchDiscriminator, hinge_loss
-from facefix.training.perceptual import PerceptualDistance
 from facefix.training.runs import Sheet, psnr
 
 _FULL_PX = 512

@@ -5,6 +5,7 @@ The weights are not stored: a counter-based hash makes them from their names, bi
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -46,14 +47,18 @@ def weights(part: str, named: str | None = None) -> StateDict:
 
     :param named: which weights of that part, as ``config.json`` calls them.
     """
+    return {name: torch.from_numpy(np.array(array)) for name, array in _arrays(part, named or part).items()}
+
+
+@functools.cache
+def _arrays(part: str, named: str) -> dict[str, np.ndarray]:
     keys = json.loads((FOLDER / "keys.json").read_text())[part]
-    seed = CONFIG["seeds"][named or part]
-    arrays = {name: tensor(seed, name, *recipe) for name, recipe in keys.items()}
+    arrays = {name: tensor(CONFIG["seeds"][named], name, *recipe) for name, recipe in keys.items()}
     checksum = 0
     for name in sorted(arrays):
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), checksum))
-    assert checksum == CONFIG["checksums"][named or part]
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    assert checksum == CONFIG["checksums"][named]
+    return arrays
 
 
 def write(folder: Path, form: str = "3step") -> PublishedFiles:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from facefix.diffusion.images import pixels_to_tensor
-from facefix.methods.interlcm.colour import fix_colours
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.spatial import guidance_embedding, lcm_scheduler, predict, spatial_residuals
 from facefix.methods.interlcm.visual import VisualEncoder, config_of
+from facefix.networks.colour_fix import adain, fix_colours, grey_like, is_grey, wavelet, wavelet_bands
+from facefix.networks.images import pixels_to_tensor, tensor_to_pixels
 from methods.interlcm.published import GATE, relative_rms
 
 Arrays = dict[str, np.ndarray]
@@ -173,6 +173,25 @@ def test_tables(arrays: Arrays) -> None:
     # half the angles are thousands: float32 angles are exact to 1e-4 at most there
     assert relative_rms(guidance_embedding(8.0, 256), arrays["fn.guidance_embedding_w7.0_dim256"]) <= GATE
     assert relative_rms(guidance_embedding(1.5, 64), arrays["fn.guidance_embedding_w0.5_dim64"]) <= GATE
+
+
+def test_colour_fixes(arrays: Arrays) -> None:
+    content, style = (torch.from_numpy(arrays[f"fn.colorfix_{name}"]) for name in ("content", "style"))
+    assert relative_rms(wavelet(content, style), arrays["fn.wavelet"]) <= GATE
+    assert relative_rms(wavelet_bands(content)[0], arrays["fn.wavelet_high"]) <= GATE
+    assert relative_rms(adain(content, style), arrays["fn.adain"]) <= GATE
+
+
+def test_rounding(arrays: Arrays) -> None:
+    found = tensor_to_pixels(torch.from_numpy(arrays["fn.to_u8_in"]), nearest=True)[0]
+    assert np.array_equal(found, arrays["fn.to_u8"])
+
+
+def test_grey(arrays: Arrays) -> None:
+    assert [is_grey(picture) for picture in arrays["fn.gray_cases"]] == arrays["fn.gray_is"].tolist()
+    found = grey_like(arrays["fn.gray_restored"], arrays["fn.gray_input"])
+    assert np.abs(found - arrays["fn.gray_float"]).max() <= 1e-9
+    assert np.array_equal(np.rint(found).clip(0, 255).astype(np.uint8), arrays["fn.gray_u8"])
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_lite_tokens_are_local_and_of_unit_scale() -> None:
 
 @torch.no_grad()
 def test_lite_tokens_with_imagenet_weights() -> None:
-    from facefix.training.perceptual import load_efficientnet_lite0
+    from facefix.metrics.perceptual import load_efficientnet_lite0
 
     network = LiteTokens.with_imagenet_weights()
     given = pictures(side=224)

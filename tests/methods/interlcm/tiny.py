@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from facefix.diffusion.autoencoder import autoencoder_config, build_autoencoder
 from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.spatial import lcm_scheduler, spatial_encoder_for
 from facefix.methods.interlcm.visual import VisualEncoder
+from facefix.networks.autoencoder import autoencoder_config, build_autoencoder
 
 UNET = {
     "sample_size": 8,
