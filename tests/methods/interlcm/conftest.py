@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import golden_interlcm as published
 import numpy as np
 import pytest
 
 from facefix.methods.interlcm.convert import import_interlcm
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
-from methods.interlcm import published
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

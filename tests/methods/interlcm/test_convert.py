@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import golden_interlcm as published
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -28,7 +29,6 @@ from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.spatial import LCM_UNET, spatial_encoder_for
 from facefix.methods.interlcm.visual import VisualEncoder, config_of
-from methods.interlcm import published
 
 PARTS = ("vae", "unet", "controlnet", "visual_encoder", "image_encoder")
 

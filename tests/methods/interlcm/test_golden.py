@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_interlcm import GATE, relative_rms
 from PIL import Image
 
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
@@ -17,7 +18,6 @@ from facefix.methods.interlcm.spatial import guidance_embedding, lcm_scheduler, 
 from facefix.methods.interlcm.visual import VisualEncoder, config_of
 from facefix.networks.colour_fix import adain, fix_colours, grey_like, is_grey, wavelet, wavelet_bands
 from facefix.networks.images import pixels_to_tensor, tensor_to_pixels
-from methods.interlcm.published import GATE, relative_rms
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_interlcm import relative_rms
 from PIL import Image
+from tiny_interlcm import tiny_pipeline
 
 from facefix.errors import NotFiniteError, UsageError
 from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import Ablation, InterLCMPipeline
-from methods.interlcm.published import relative_rms
-from methods.interlcm.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")

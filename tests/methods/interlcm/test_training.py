@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from skimage import data
+from tiny_interlcm import UNET
 
 from facefix.errors import CheckpointError, UsageError
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
@@ -19,7 +20,6 @@ from facefix.methods.interlcm.recipe import PriorTraining, RestorerTraining, Win
 from facefix.methods.interlcm.spatial import lcm_scheduler
 from facefix.methods.interlcm.training import RestorerTask, train_interlcm
 from facefix.training.loop import Moment
-from methods.interlcm.tiny import UNET
 
 CONFIGS = Path(__file__).resolve().parents[3] / "facefix" / "methods" / "interlcm" / "configs"
 AUTOENCODER = Path(__file__).resolve().parents[3] / "models" / "small" / "autoencoder"

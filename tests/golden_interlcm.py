@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from facefix.methods.interlcm.convert import PublishedFiles
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "interlcm"
+FOLDER = Path(__file__).parent / "data" / "interlcm"
 CONFIG: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
 GATE = 1e-5
 """rms of the difference over the standard deviation of the expected values"""
