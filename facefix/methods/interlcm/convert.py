@@ -23,6 +23,7 @@ from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.spatial import spatial_encoder_for
 from facefix.methods.interlcm.visual import VisualEncoder, config_of
+from facefix.methods.loading import _quiet_diffusers
 from facefix.networks.checkpoints import StateDict, _load_strictly, read_checkpoint
 from facefix.networks.colour_fix import ColourFix
 
@@ -100,6 +101,7 @@ def import_interlcm(
     return to.absolute()
 
 
+@_quiet_diffusers()
 def convert_interlcm(files: PublishedFiles, *, steps: int, colour_fix: ColourFix = "wavelet") -> InterLCMPipeline:
     """The pipeline of published files, in memory; see :func:`import_interlcm`."""
     # Read first what is quick to read: an exchanged file is named before gigabytes are.
