@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from facefix.datasets.sources import Count, Faces, Positive, Probability, Section
 from facefix.errors import UsageError
@@ -70,19 +70,15 @@ class ImageLosses(Section):
     l1: float = 1.0
     perceptual: float = 1.0
     identity: float = 0.0
+    """on whole faces only, so not while training is on squares"""
     identity_network: Literal["arcface", "dlib"] = "dlib"
     adversarial: float = 0.0
     """hinge patch GAN with this constant weight"""
     adversarial_after: Probability = 0.7
     """fraction of the run without the discriminator"""
     window: Count | None = None
-    """side of the square that is decoded, in latents, at a random place; all of it by default. Identity needs all."""
-
-    @model_validator(mode="after")
-    def _whole_for_identity(self) -> ImageLosses:
-        if self.identity and self.window is not None:
-            raise ValueError("identity: expected no window with it, since it looks at whole faces")
-        return self
+    """side of the square that is decoded, in latents, at a random place; all of it by default. For the identity loss
+    it lies in the true picture."""
 
 
 class RestorerTraining(Section):

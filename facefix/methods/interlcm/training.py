@@ -127,7 +127,8 @@ class RestorerTask:
             rows, columns = random_square(latents.shape[2:], side, generator)
             wanted = _pixels(batch.good, rows, columns)
             found = self._decode(latents[:, :, rows, columns])
-            loss, values = self.image_losses(found, wanted, moment)
+            face = _pasted(batch.good, found, rows, columns) if self._is_whole(batch) else None
+            loss, values = self.image_losses(found, wanted, moment, face, batch.good)
         return loss, {"loss": float(loss.detach()), "steps": float(steps), **values}
 
     def _restore(self, batch: Batch, tokens: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -156,6 +157,9 @@ class RestorerTask:
         with torch.no_grad():
             tokens = self.image_encoder(lq).float()
         return Batch(_pixels(good, rows, columns), _pixels(lq, rows, columns), latents[:, :, rows, columns], tokens)
+
+    def _is_whole(self, batch: Batch) -> bool:
+        return batch.good.shape[-1] == self.config.faces.size
 
     def _decode(self, latents: Tensor) -> Tensor:
         return decode(self.autoencoder, latents / self.prior.latent_scale, quantized=False).float()
@@ -264,18 +268,24 @@ class ImageTerms:
         )
         self._pair: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, found: Tensor, wanted: Tensor, moment: Moment) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the losses of (B, 3, H, W) pictures in [-1, 1], and each one's value."""
+    def __call__(
+        self, found: Tensor, wanted: Tensor, moment: Moment, face: Tensor | None, truth: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum of the losses of (B, 3, H, W) pictures in [-1, 1], and each one's value.
+
+        :param face: (B, 3, S, S) whole faces that hold ``found``, for the identity loss; None: there are none.
+        :param truth: (B, 3, S, S) the true faces.
+        """
         settings = self.settings
         error = (found - wanted).abs().mean()
         total, values = settings.l1 * error, {"l1": float(error.detach()), "psnr": psnr(found.detach(), wanted)}
         if self.perceptual is not None:
             distance = self.perceptual(found, wanted).mean()
             total, values["perceptual"] = total + settings.perceptual * distance, float(distance.detach())
-        if self.identity is not None:
+        if self.identity is not None and face is not None:
             with torch.no_grad():
-                truth = self.identity.embed(wanted)
-            strangeness = self.identity.dissimilarity(self.identity.embed(found), truth).mean()
+                person = self.identity.embed(truth)
+            strangeness = self.identity.dissimilarity(self.identity.embed(face), person).mean()
             total, values["identity"] = total + settings.identity * strangeness, float(strangeness.detach())
         self._pair = None
         if self.discriminator is not None and moment.progress >= settings.adversarial_after:
@@ -315,6 +325,14 @@ def _pixels(images: Tensor, rows: slice, columns: slice) -> Tensor:
     """The part of (B, 3, 8h, 8w) pictures under a square of their latents."""
     factor = DOWNSAMPLE_FACTOR
     return images[:, :, rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
+
+
+def _pasted(images: Tensor, part: Tensor, rows: slice, columns: slice) -> Tensor:
+    """(B, 3, S, S) pictures with ``part`` under a square of their latents."""
+    factor = DOWNSAMPLE_FACTOR
+    pasted = images.clone()
+    pasted[:, :, rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor] = part
+    return pasted
 
 
 def train_interlcm(config: PriorTraining | RestorerTraining, *, resume: bool = False) -> Outcome:

@@ -180,11 +180,12 @@ def test_what_is_watched_tells_every_part_apart(material: Path, prior: Path, tmp
 
 
 def test_both_encoders_get_a_gradient_through_every_step(material: Path, prior: Path, tmp_path: Path) -> None:
-    changes = {"token_steps": 0, "steps": [3], "losses": {"identity": 0.1}}
+    changes = {"token_steps": 0, "steps": [3], "losses": {"identity": 0.1, "window": 6}}
     task = RestorerTask(restorer_config(material, tmp_path / "run", prior, **changes), torch.device("cpu"))
     for parameter in task.network.parameters():  # zero convolutions let nothing through at the start
         torch.nn.init.normal_(parameter, std=0.1)
-    loss, values = task.losses(Moment(0, 0.0, 1))
+    assert "identity" not in task.losses(Moment(0, 0.0, 1))[1]  # squares are no faces
+    loss, values = task.losses(Moment(0, 1.0, 1))
     assert {"l1", "perceptual", "identity", "steps"} <= values.keys()
     loss.backward()
     for part in (task.network.spatial, task.network.visual):
@@ -251,8 +252,8 @@ def test_wrong_configurations(material: Path, prior: Path, tmp_path: Path) -> No
     (tmp_path / "c.yaml").write_text("kind: denoiser\n")
     with pytest.raises(UsageError, match="interlcm-prior or interlcm"):
         read_config(tmp_path / "c.yaml")
-    with pytest.raises(ValidationError, match="whole faces"):
-        restorer_config(material, tmp_path / "run", prior, losses={"identity": 0.1, "window": 4})
+    with pytest.raises(ValidationError, match="adversarial_after"):
+        restorer_config(material, tmp_path / "run", prior, losses={"adversarial_after": 2.0})
     with pytest.raises(CheckpointError, match="face prior"):
         RestorerTask(restorer_config(material, tmp_path / "run", material), torch.device("cpu"))
     other = prior_config(material, tmp_path / "run", prediction="epsilon", start_from=prior)
