@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from facefix.methods.interlcm.convert import PublishedFiles
+from facefix.methods.interlcm.convert import PublishedFiles, import_interlcm
 
 FOLDER = Path(__file__).parent / "data" / "interlcm"
 CONFIG: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
@@ -74,6 +74,11 @@ def write(folder: Path, form: str = "3step") -> PublishedFiles:
     sizes = {name: torch.tensor(CONFIG["clip"][name]) for name in ("input_resolution", "context_length", "vocab_size")}
     torch.save({**weights("clip"), **sizes}, files.clip)
     return files
+
+
+def imported(files: PublishedFiles, to: Path, **options: Any) -> Path:
+    """The model folder ``to`` of these files."""
+    return import_interlcm(files.visual, files.spatial, files.lcm, files.clip, to, **options)
 
 
 def write_lcm(folder: Path, vae: StateDict) -> None:

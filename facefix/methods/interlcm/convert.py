@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, LCMScheduler, UNet2DConditionModel
@@ -76,15 +76,23 @@ class PublishedFiles:
 
 
 def import_interlcm(
-    files: PublishedFiles, to: Path, *, steps: int = PUBLISHED_STEPS[0], colour_fix: ColourFix = "wavelet"
+    visual: Path,
+    spatial: Path,
+    lcm: Path,
+    clip: Path,
+    to: Path,
+    steps: int = PUBLISHED_STEPS[0],
+    colour_fix: ColourFix = "wavelet",
 ) -> Path:
     """Turn published files into a folder that ``InterLCMPipeline.from_pretrained`` loads.
 
+    :param visual: and the three after it, see :class:`PublishedFiles`.
     :param to: folder to make; it appears whole or not at all.
     :param steps: what the Visual and the Spatial Encoder were trained for: 3 or 1.
     :param colour_fix: ``"none"`` for the weights that colour or fill in; grey faces are then not kept grey either.
     :returns: ``to``.
-    :raises UsageError: ``to`` exists and is not an empty folder, a file is not there, or ``steps`` is neither 3 nor 1.
+    :raises UsageError: ``to`` exists and is not an empty folder, a file is not there, ``steps`` is neither 3 nor 1, or
+        there is no such colour fix.
     :raises CheckpointError: a file is not what it should be.
     :raises FacefixError: ``to`` cannot be written.
     """
@@ -92,6 +100,9 @@ def import_interlcm(
         raise UsageError(f"{to}: expected a new or empty folder, found something there; choose another --to")
     if isinstance(steps, bool) or steps not in PUBLISHED_STEPS:
         raise UsageError(f"steps: expected 3 or 1, which there are published weights for, found {steps!r}")
+    if colour_fix not in get_args(ColourFix):
+        raise UsageError(f"colour_fix: expected one of {', '.join(get_args(ColourFix))}, found {colour_fix!r}")
+    files = PublishedFiles(visual, spatial, lcm, clip)
     pipeline = convert_interlcm(files, steps=steps, colour_fix=colour_fix)
     try:
         with new_folder(to) as folder:
@@ -293,7 +304,7 @@ def _read(path: Path, option: str) -> StateDict:
     if path.is_file() and _is_torchscript(path):
         raise CheckpointError(
             f"{path}: expected a plain state dict ({option}), found a TorchScript archive, which would run code when "
-            "it is loaded; give model.safetensors of openai/clip-vit-base-patch16 instead, or, if you trust the file, "
+            "it is loaded; give the weights of openai/clip-vit-base-patch16 instead, or, if you trust the file, "
             "save torch.jit.load(FILE, map_location='cpu').state_dict() with torch.save"
         )
     flat = read_checkpoint(path)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from facefix.datasets.faces import find_faces, hold_out
 from facefix.errors import CheckpointError, UsageError
-from facefix.methods.interlcm.recipe import PriorTraining, Windows
 from facefix.methods.interlcm.spatial import lcm_scheduler, predict
+from facefix.methods.interlcm.training_config import PriorTraining, Windows
 from facefix.networks.autoencoder import decode
 from facefix.training.latents import BankBuilder
 from facefix.training.loop import Moment, autocast, place

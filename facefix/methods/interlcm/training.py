@@ -22,8 +22,8 @@ from facefix.errors import UsageError
 from facefix.methods.interlcm.networks import LiteTokens
 from facefix.methods.interlcm.pipeline import NOTHING_LEFT_OUT, Ablation, InterLCMPipeline
 from facefix.methods.interlcm.prior import FacePrior, PriorTask, draw_window, random_square
-from facefix.methods.interlcm.recipe import ImageLosses, PriorTraining, RestorerTraining
 from facefix.methods.interlcm.spatial import lcm_scheduler, predict, spatial_encoder_for, spatial_residuals
+from facefix.methods.interlcm.training_config import ImageLosses, PriorTraining, RestorerTraining
 from facefix.methods.interlcm.visual import VisualEncoder
 from facefix.metrics.identity import identity_network
 from facefix.metrics.perceptual import PerceptualDistance

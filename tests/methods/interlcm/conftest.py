@@ -9,7 +9,6 @@ import golden_interlcm as published
 import numpy as np
 import pytest
 
-from facefix.methods.interlcm.convert import import_interlcm
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -40,7 +39,7 @@ def all_arrays(golden_folder: Path) -> dict[str, np.ndarray]:
 
 def _imported(folder: Path, form: str) -> InterLCMPipeline:
     files = published.write(folder / form, form)
-    made = import_interlcm(files, folder / f"{form}-model", steps=int(form[0]))
+    made = published.imported(files, folder / f"{form}-model", steps=int(form[0]))
     pipeline = InterLCMPipeline.from_pretrained(made)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

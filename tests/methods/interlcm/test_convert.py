@@ -23,7 +23,6 @@ from facefix.methods.interlcm.convert import (
     clip_weights,
     conditioning_widths,
     convert_interlcm,
-    import_interlcm,
 )
 from facefix.methods.interlcm.networks import ClipVisionTower
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
@@ -114,7 +113,7 @@ def test_every_layout_gives_the_same_model(
 
 
 def test_saved_and_loaded_again(files: PublishedFiles, expected: InterLCMPipeline, tmp_path: Path) -> None:
-    made = import_interlcm(files, tmp_path / "model", steps=1, colour_fix="none")
+    made = published.imported(files, tmp_path / "model", steps=1, colour_fix="none")
     loaded = InterLCMPipeline.from_pretrained(made, local_files_only=True)
     assert_same_weights(loaded, expected)
     assert (loaded.config.steps, loaded.config.colour_fix, loaded.config.grey) == ([1], "none", False)
@@ -220,7 +219,7 @@ FAULTY_FILES: dict[str, tuple[str, Callable[[Path, PublishedFiles], Any], str]] 
         "spatial-faulty",
     ),
     "runs code": ("spatial", lambda path, _: torch.save({"params_ema": _Runs()}, path), "not loaded"),
-    "TorchScript": ("clip", _torchscript, "model.safetensors of openai/clip-vit-base-patch16"),
+    "TorchScript": ("clip", _torchscript, "openai/clip-vit-base-patch16"),
     "no file": ("clip", lambda path, _: None, "clip-faulty: expected a checkpoint file, found nothing"),
     "a folder": ("visual", lambda path, _: path.mkdir(), "found a folder"),
     "no LCM": ("lcm", lambda path, _: None, "--lcm"),
@@ -239,7 +238,7 @@ EXCHANGED = {
 def assert_refused(files: PublishedFiles, folder: Path, said: str, **options: Any) -> None:
     before = sorted(folder.rglob("*"))
     with pytest.raises(FacefixError) as raised:
-        import_interlcm(files, folder / "to" / "model", **options)
+        published.imported(files, folder / "to" / "model", **options)
     assert isinstance(raised.value, CheckpointError | UsageError)
     assert said in str(raised.value)
     assert sorted(folder.rglob("*")) == before
@@ -273,6 +272,7 @@ def test_exchanged_files_are_named(files: PublishedFiles, tmp_path: Path, wrong:
 
 def test_a_number_of_steps_without_published_weights(files: PublishedFiles, tmp_path: Path) -> None:
     assert_refused(files, tmp_path, "steps: expected 3 or 1", steps=4)
+    assert_refused(files, tmp_path, "colour_fix: expected one of wavelet, adain, none", colour_fix="sepia")
 
 
 def _config(folder: Path, **changes: Any) -> None:
@@ -330,5 +330,5 @@ def test_a_damaged_consistency_model_is_named(files: PublishedFiles, tmp_path: P
 def test_a_folder_with_something_in_it_is_left_alone(files: PublishedFiles, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="new or empty folder"):
-        import_interlcm(files, tmp_path)
+        published.imported(files, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -11,7 +11,8 @@ import torch
 from tiny_interlcm import tiny_pipeline
 
 from facefix.errors import CheckpointError, NotFiniteError, UsageError, WeightsUnavailable
-from facefix.methods.base import Pixels, Restorer, SamplingSettings
+from facefix.methods import registry
+from facefix.methods.base import LoadOptions, Pixels, Restorer, SamplingSettings
 from facefix.methods.interlcm.restorer import InterLCMRestorer
 
 CPU = torch.device("cpu")
@@ -29,18 +30,45 @@ def crop(seed: int, side: int = 64) -> Pixels:
 
 
 def restorer(folder: Path, dtype: torch.dtype = torch.float32, **settings: object) -> InterLCMRestorer:
-    return InterLCMRestorer.load(folder, device=CPU, dtype=dtype, settings=SamplingSettings(**settings))  # type: ignore[arg-type]
+    options = LoadOptions("tiny", CPU, dtype, SamplingSettings(**settings))  # type: ignore[arg-type]
+    loaded = registry.load(folder, options)
+    assert isinstance(loaded, InterLCMRestorer)
+    return loaded
 
 
 def test_it_is_a_restorer_without_references(folder: Path) -> None:
     made = restorer(folder)
     assert isinstance(made, Restorer)
-    assert (made.name, made.crop_size) == ("tiny", 64)
+    assert (made.name, made.crop_size, made.references, made.composes) == ("tiny", 64, "none", False)
     references = made.prepare([crop(1), crop(2)])
     assert (references.count, references.nbytes) == (0, 0)
     (without,), (with_them,) = made.restore([crop(3)], None), made.restore([crop(3)], references)
     assert (without.shape, without.dtype) == ((64, 64, 3), np.uint8)
     assert np.array_equal(without, with_them)
+    assert made.autoencoder is not None
+    assert made.autoencoder(crop(4)).shape == (64, 64, 3)
+    assert made.seconds_per_face(2) > 0
+
+
+def test_numbers_of_steps(folder: Path) -> None:
+    made = restorer(folder)
+    assert made.own_steps == 3
+    assert made.sweep.steps == (1, 2, 3)
+    one = made.with_sampling(SamplingSettings(steps=1))
+    assert np.array_equal(one.restore([crop(3)], None)[0], restorer(folder, steps=1).restore([crop(3)], None)[0])
+    assert not np.array_equal(one.restore([crop(3)], None)[0], made.restore([crop(3)], None)[0])
+    with pytest.raises(UsageError, match="expected 3 or 1 or 2"):
+        made.with_sampling(SamplingSettings(steps=10))
+
+
+def test_every_part_can_be_left_out(folder: Path) -> None:
+    made = restorer(folder)
+    assert made.ablations.keys() == {"start", "spatial", "tokens"}
+    lacking = [made, *(make() for make in made.ablations.values())]
+    assert len({one.recipe for one in lacking}) == 4
+    pictures = [one.restore([crop(3), crop(4)], None)[0] for one in lacking]
+    for number, first in enumerate(pictures):
+        assert not any(np.array_equal(first, second) for second in pictures[:number])
 
 
 def test_a_face_has_its_own_seed_in_any_batch(folder: Path) -> None:
@@ -104,7 +132,7 @@ def test_not_a_number_is_raised(folder: Path) -> None:
 
 
 def test_folders_that_hold_no_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable, match="facefix models import interlcm"):
+    with pytest.raises(WeightsUnavailable, match="facefix models import"):
         restorer(tmp_path)
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)

@@ -16,9 +16,11 @@ from tiny_interlcm import UNET
 from facefix.errors import CheckpointError, UsageError
 from facefix.methods.interlcm.pipeline import InterLCMPipeline
 from facefix.methods.interlcm.prior import ConsistencyFunction, FacePrior, PriorTask, draw_window
-from facefix.methods.interlcm.recipe import PriorTraining, RestorerTraining, Windows, read_config
 from facefix.methods.interlcm.spatial import lcm_scheduler
 from facefix.methods.interlcm.training import RestorerTask, train_interlcm
+from facefix.methods.interlcm.training_config import PriorTraining, RestorerTraining, Windows
+from facefix.methods.registry import method_named
+from facefix.training.config import read_config
 from facefix.training.loop import Moment
 
 CONFIGS = Path(__file__).resolve().parents[3] / "facefix" / "methods" / "interlcm" / "configs"
@@ -249,9 +251,8 @@ def test_windows_end_when_the_configuration_says() -> None:
 
 
 def test_wrong_configurations(material: Path, prior: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("kind: denoiser\n")
-    with pytest.raises(UsageError, match="interlcm-prior or interlcm"):
-        read_config(tmp_path / "c.yaml")
+    with pytest.raises(UsageError, match="kind"):
+        read_config(CONFIGS / "interlcm-small.yaml", PriorTraining)  # type: ignore[type-var]
     with pytest.raises(ValidationError, match="adversarial_after"):
         restorer_config(material, tmp_path / "run", prior, losses={"adversarial_after": 2.0})
     with pytest.raises(CheckpointError, match="face prior"):
@@ -263,6 +264,7 @@ def test_wrong_configurations(material: Path, prior: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations(path: Path) -> None:
-    config = read_config(path)
+    leg = method_named("interlcm").training["encoders" if path.stem == "interlcm-small" else "prior"]
+    config = read_config(path, leg.config.load())
     assert config.run.is_absolute()
-    assert config.kind == ("interlcm" if path.stem == "interlcm-small" else "interlcm-prior")
+    assert (config.run.parent, config.run.name) == (path.parent / "runs", path.stem)

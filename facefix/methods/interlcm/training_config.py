@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from facefix.datasets.sources import Count, Faces, Positive, Probability, Section
-from facefix.errors import UsageError
 from facefix.training.config import Bank, Machine, Schedule, Watching
-from facefix.training.config import read_config as read_section
 
 
 class Windows(Section):
@@ -107,19 +104,3 @@ class RestorerTraining(Section):
     schedule: Schedule
     machine: Machine = Machine()
     watching: Watching = Watching()
-
-
-def read_config(path: Path) -> PriorTraining | RestorerTraining:
-    """The configuration of either kind in a YAML file, its paths made absolute.
-
-    :raises UsageError: the file cannot be read, is not YAML, or holds a wrong, missing or unknown key.
-    """
-    kinds = {"interlcm-prior": PriorTraining, "interlcm": RestorerTraining}
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: expected a YAML file with a training configuration: {error}") from error
-    kind = raw.get("kind") if isinstance(raw, dict) else None
-    if kind not in kinds:
-        raise UsageError(f"{path}: expected kind: {' or '.join(kinds)}, found {kind!r}")
-    return cast(PriorTraining | RestorerTraining, read_section(path, cast(Any, kinds[kind])))
