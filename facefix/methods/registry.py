@@ -61,7 +61,8 @@ class ImportOption:
     kind: type = Path
     positional: bool = False
     published: str = ""
-    """pattern of the published file that this is, for ``facefix models pull``"""
+    """pattern of the published file that this is, for ``facefix models pull``; ``*/``: the folder that holds those
+    that are published in folders"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,76 @@ _GUIDED = RestorationMethod(
     },
 )
 
-BUILT_IN = (_REFLDM, _GUIDED)
+_INTERLCM_RELEASE = "https://github.com/sen-mao/InterLCM/releases/download/v0.1.0"
+_LCM = "https://huggingface.co/SimianLuo/LCM_Dreamshaper_v7/resolve/main"
+
+_INTERLCM = RestorationMethod(
+    name="interlcm",
+    summary="InterLCM (ICLR 2025): the face as an intermediate state of a latent consistency model; one to three steps",
+    load=Named("facefix.methods.interlcm.restorer:load"),
+    pipelines=("InterLCMPipeline",),
+    pipeline=Named("facefix.methods.interlcm.pipeline:InterLCMPipeline"),
+    references="none",
+    licence="CC BY-NC 4.0 (InterLCM)",
+    licence_url="https://github.com/sen-mao/InterLCM#license",
+    non_commercial=True,
+    published=(
+        PublishedFile("visual_encoder_3step.pth", f"{_INTERLCM_RELEASE}/visual_encoder_3step.pth"),
+        PublishedFile("spatial_encoder_3step.pth", f"{_INTERLCM_RELEASE}/spatial_encoder_3step.pth"),
+        *(
+            PublishedFile(part, f"{_LCM}/{part}")
+            for part in (
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/config.json",
+                "vae/diffusion_pytorch_model.safetensors",
+                "scheduler/scheduler_config.json",
+            )
+        ),
+        PublishedFile(
+            "pytorch_model.bin", "https://huggingface.co/openai/clip-vit-base-patch16/resolve/main/pytorch_model.bin"
+        ),
+    ),
+    note="6 to 8 GB to fetch, 5.6 GB installed; its base, LCM_Dreamshaper_v7, has a licence of its own",
+    importer=Importer(
+        Named("facefix.methods.interlcm.convert:import_interlcm"),
+        (
+            ImportOption("visual", "The Visual Encoder (visual_encoder_3step.pth).", published="visual_encoder_*.pth"),
+            ImportOption(
+                "spatial", "The Spatial Encoder (spatial_encoder_3step.pth).", published="spatial_encoder_*.pth"
+            ),
+            ImportOption(
+                "lcm", "Folder of LCM_Dreamshaper_v7 in diffusers layout: unet, vae, scheduler.", published="*/"
+            ),
+            ImportOption(
+                "clip",
+                "CLIP ViT-B/16: safetensors or a plain state dict, not a TorchScript archive.",
+                published="pytorch_model.bin",
+            ),
+            ImportOption("steps", "Steps that the encoders were trained for: 3 or 1.", default=3, kind=int),
+            ImportOption(
+                "colour_fix",
+                "Colours of the result: wavelet or adain take them from the photo; none, for the encoders that colour.",
+                default="wavelet",
+                kind=str,
+            ),
+        ),
+    ),
+    training={
+        "encoders": Leg(
+            Named("facefix.methods.interlcm.training_config:RestorerTraining"),
+            Named("facefix.methods.interlcm.training:train_interlcm"),
+            "the Spatial Encoder and the Visual Encoder on a frozen prior",
+        ),
+        "prior": Leg(
+            Named("facefix.methods.interlcm.training_config:PriorTraining"),
+            Named("facefix.methods.interlcm.training:train_interlcm"),
+            "the face prior: a denoiser, or a consistency model distilled from one",
+        ),
+    },
+)
+
+BUILT_IN = (_REFLDM, _GUIDED, _INTERLCM)
 
 
 @functools.cache

@@ -170,12 +170,19 @@ def _import_published(weights: Weights, files: Mapping[str, _Obtained], to: Path
     importer = method_named(weights.method).importer
     assert importer is not None
     values = {
-        option.name: obtained.path
+        option.name: found
         for option in importer.options
         for name, obtained in files.items()
-        if option.published and fnmatch.fnmatch(name, option.published)
+        if option.published and (found := _given_to(option.published, name, obtained.path))
     }
     importer.run(to, values)
+
+
+def _given_to(pattern: str, name: str, path: Path) -> Path | None:
+    """The file at ``path``, published as ``name``, where that fits the pattern of an option; for ``*/``, its folder."""
+    if pattern == "*/":
+        return path.parents[name.count("/")] if "/" in name else None
+    return path if fnmatch.fnmatch(name, pattern) else None
 
 
 def seal_installed(folder: Path, weights: Weights, sources: Mapping[str, str]) -> None:

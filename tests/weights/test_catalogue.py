@@ -55,7 +55,7 @@ def test_models_are_found_by_name_and_by_folder(home: Path, tmp_path: Path, monk
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"'nothing' is not in the catalogue.*small, refldm, buffalo_l"):
+    with pytest.raises(UsageError, match=r"'nothing' is not in the catalogue.*small, refldm, interlcm, buffalo_l"):
         weights.entry("nothing")
 
 
