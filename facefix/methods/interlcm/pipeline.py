@@ -57,20 +57,23 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
     timestep, and the remaining steps are done. The Spatial Encoder reads the LQ picture at each of them, visual tokens
     of the LQ picture take the place of a text's.
 
-    :param vae: ``AutoencoderKL``, whose latents are posterior means, or ``VQModel``.
-    :param unet: latent consistency model.
-    :param controlnet: Spatial Encoder.
-    :param visual_encoder: makes the U-Net's tokens of the image encoder's.
-    :param image_encoder: ``ClipVisionTower`` or ``LiteTokens``: (B, 3, H, W) in [-1, 1] to tokens.
-    :param scheduler: noise schedule and grid of timesteps.
-    :param steps: numbers of steps that the Visual and the Spatial Encoder were trained for; the first is the default.
-        Published weights are for 3 steps or for 1, not for both.
-    :param guidance_scale: guidance scale that is embedded where the U-Net takes one.
-    :param latent_scale: what latents are multiplied by, so that they have unit variance; by default the VAE's
-        ``scaling_factor``.
-    :param colour_fix: ``"wavelet"``, ``"adain"`` or ``"none"``.
-    :param grey: grey LQ faces give grey faces.
-    :raises UsageError: the networks do not fit together, or an argument is out of range.
+    Args:
+        vae: ``AutoencoderKL``, whose latents are posterior means, or ``VQModel``.
+        unet: latent consistency model.
+        controlnet: Spatial Encoder.
+        visual_encoder: makes the U-Net's tokens of the image encoder's.
+        image_encoder: ``ClipVisionTower`` or ``LiteTokens``: (B, 3, H, W) in [-1, 1] to tokens.
+        scheduler: noise schedule and grid of timesteps.
+        steps: numbers of steps that the Visual and the Spatial Encoder were trained for; the first is the default.
+            Published weights are for 3 steps or for 1, not for both.
+        guidance_scale: guidance scale that is embedded where the U-Net takes one.
+        latent_scale: what latents are multiplied by, so that they have unit variance; by default the VAE's
+            ``scaling_factor``.
+        colour_fix: ``"wavelet"``, ``"adain"`` or ``"none"``.
+        grey: grey LQ faces give grey faces.
+
+    Raises:
+        UsageError: the networks do not fit together, or an argument is out of range.
     """
 
     model_cpu_offload_seq = "image_encoder->visual_encoder->unet->vae"
@@ -142,18 +145,23 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
     ) -> ImagePipelineOutput:
         """Restore a batch of face crops.
 
-        :param lq: PIL images, or (B, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
-        :param num_inference_steps: one of the numbers that the model was trained for (``config.steps``).
-        :param generator: source of the noise; a list has one per face, so that a face is the same in any batch.
-        :param latents: (B, C, h, w) standard normal noise for the start, instead of drawing it.
-        :param output_type: ``"pil"``, ``"pt"``: (B, 3, S, S) floats in [-1, 1], clamped, or ``"latent"``: (B, C, h, w),
-            scaled to unit variance.
-        :param callback_on_step_end: called as ``callback(pipeline, step, timestep, {"latents": ..., "denoised": ...})``
-            after each step; latents in the dictionary that it returns are used from there on.
-        :param ablation: what is to be left out of the method.
-        :returns: ``.images``.
-        :raises UsageError: an argument out of range or of the wrong shape.
-        :raises NotFiniteError: the result holds NaN or infinity.
+        Args:
+            lq: PIL images, or (B, 3, S, S) in [-1, 1] with S = ``crop_size``; other sizes are resized.
+            num_inference_steps: one of the numbers that the model was trained for (``config.steps``).
+            generator: source of the noise; a list has one per face, so that a face is the same in any batch.
+            latents: (B, C, h, w) standard normal noise for the start, instead of drawing it.
+            output_type: ``"pil"``, ``"pt"``: (B, 3, S, S) floats in [-1, 1], clamped, or ``"latent"``: (B, C, h, w),
+                scaled to unit variance.
+            callback_on_step_end: called as ``callback(pipeline, step, timestep, {"latents": ..., "denoised": ...})``
+                after each step; latents in the dictionary that it returns are used from there on.
+            ablation: what is to be left out of the method.
+
+        Returns:
+            ``.images``.
+
+        Raises:
+            UsageError: an argument out of range or of the wrong shape.
+            NotFiniteError: the result holds NaN or infinity.
         """
         # 1. Check inputs
         steps = self.check_steps(num_inference_steps)
@@ -197,7 +205,8 @@ class InterLCMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is
     def check_steps(self, steps: int | None) -> int:
         """The number of steps to do: the one asked for, or the default.
 
-        :raises UsageError: the model was not trained for it.
+        Raises:
+            UsageError: the model was not trained for it.
         """
         trained = [int(number) for number in self.config.steps]
         if steps is None:

@@ -37,8 +37,9 @@ _HELD_OUT_SEED = 7
 class FacePrior(nn.Module):
     """A denoiser of face latents with its null tokens.
 
-    :param unet: its cross-attention reads tokens of as many features as its ``cross_attention_dim``.
-    :param tokens: how many null tokens.
+    Args:
+        unet: its cross-attention reads tokens of as many features as its ``cross_attention_dim``.
+        tokens: how many null tokens.
     """
 
     def __init__(self, unet: UNet2DConditionModel, tokens: int, *, prediction: str, latent_scale: float) -> None:
@@ -62,7 +63,8 @@ class FacePrior(nn.Module):
     def load(cls, folder: Path) -> FacePrior:
         """What :meth:`save` wrote.
 
-        :raises CheckpointError: the folder holds something else.
+        Raises:
+            CheckpointError: the folder holds something else.
         """
         try:
             facts = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
@@ -242,7 +244,8 @@ class PriorTask:
 def take_over(network: FacePrior, folder: Path) -> FacePrior:
     """Copy the weights of the prior in a folder, which is returned.
 
-    :raises UsageError: it has another shape, or predicts something else.
+    Raises:
+        UsageError: it has another shape, or predicts something else.
     """
     start = FacePrior.load(folder)
     if start.prediction != network.prediction:

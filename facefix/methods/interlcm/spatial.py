@@ -57,7 +57,8 @@ def spatial_encoder_for(
 ) -> ControlNetModel:
     """A Spatial Encoder of the shape of a U-Net's first half.
 
-    :param copy_weights: start from the U-Net's weights, as in training; otherwise they are random.
+    Args:
+        copy_weights: start from the U-Net's weights, as in training; otherwise they are random.
     """
     return ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=conditioning, load_weights_from_unet=copy_weights
@@ -69,7 +70,8 @@ def guidance_embedding(scale: float, dim: int) -> Tensor:
 
     Frequencies exp(-i ln(10000) / (dim / 2 - 1)), as in the timestep embedding of Ho et al. 2020.
 
-    :raises UsageError: ``dim`` is odd or less than 4.
+    Raises:
+        UsageError: ``dim`` is odd or less than 4.
     """
     if dim < 4 or dim % 2:
         raise UsageError(f"dim: expected an even number from 4 up, found {dim}")
@@ -90,10 +92,11 @@ def spatial_residuals(
 ) -> tuple[list[Tensor], Tensor]:
     """What the Spatial Encoder adds to the U-Net's skips, and to its middle.
 
-    :param latents: (B, C, h, w) noisy latents.
-    :param tokens: (B, N, D) visual tokens.
-    :param lq: (B, 3, 8h, 8w) LQ faces in [-1, 1]: the published network was trained with that range.
-    :param scale: multiplies them; 0 switches the Spatial Encoder off.
+    Args:
+        latents: (B, C, h, w) noisy latents.
+        tokens: (B, N, D) visual tokens.
+        lq: (B, 3, 8h, 8w) LQ faces in [-1, 1]: the published network was trained with that range.
+        scale: multiplies them; 0 switches the Spatial Encoder off.
     """
     dtype = spatial_encoder.dtype
     down, middle = spatial_encoder(
@@ -112,8 +115,9 @@ def predict(
 ) -> Tensor:
     """The U-Net's prediction for (B, C, h, w) noisy latents, float32.
 
-    :param residuals: of the Spatial Encoder; none: the U-Net alone.
-    :param guidance_scale: embedded where the U-Net takes it. The Spatial Encoder never gets it.
+    Args:
+        residuals: of the Spatial Encoder; none: the U-Net alone.
+        guidance_scale: embedded where the U-Net takes it. The Spatial Encoder never gets it.
     """
     dtype, dim = unet.dtype, unet.config.time_cond_proj_dim
     guidance = None

@@ -273,8 +273,9 @@ class ImageTerms:
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses of (B, 3, H, W) pictures in [-1, 1], and each one's value.
 
-        :param face: (B, 3, S, S) whole faces that hold ``found``, for the identity loss; None: there are none.
-        :param truth: (B, 3, S, S) the true faces.
+        Args:
+            face: (B, 3, S, S) whole faces that hold ``found``, for the identity loss; None: there are none.
+            truth: (B, 3, S, S) the true faces.
         """
         settings = self.settings
         error = (found - wanted).abs().mean()

@@ -21,13 +21,16 @@ class VisualEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     The length is first cut to 1/n of ``length`` for n widths, then grows by 1/n after each width (768: 256, 512, 768).
     Module names are those of the published checkpoints: ``blocks.N`` in the order of computation.
 
-    :param in_tokens: tokens that come in, of any number of features.
-    :param out_tokens: tokens that go out, of ``length`` features.
-    :param length: features of a token that goes out.
-    :param widths: channels of the levels, the last computed one first in the list: the published (128, 256, 512).
-    :param layers_per_block: residual blocks a level.
-    :param norm_num_groups: groups of every normalisation; divides all widths.
-    :raises UsageError: the sizes do not fit together.
+    Args:
+        in_tokens: tokens that come in, of any number of features.
+        out_tokens: tokens that go out, of ``length`` features.
+        length: features of a token that goes out.
+        widths: channels of the levels, the last computed one first in the list: the published (128, 256, 512).
+        layers_per_block: residual blocks a level.
+        norm_num_groups: groups of every normalisation; divides all widths.
+
+    Raises:
+        UsageError: the sizes do not fit together.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -129,8 +132,11 @@ def _norm(width: int, groups: int) -> nn.GroupNorm:
 def config_of(weights: dict[str, torch.Tensor], length: int) -> dict[str, object]:
     """The configuration of a published state dict, told by its names and shapes.
 
-    :param length: features of a token, which convolutions do not tell.
-    :raises KeyError: a block is missing or is not of a kind that the network has.
+    Args:
+        length: features of a token, which convolutions do not tell.
+
+    Raises:
+        KeyError: a block is missing or is not of a kind that the network has.
     """
     count = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     # Residual blocks between the last two resizings are one level; the first two belong to none.

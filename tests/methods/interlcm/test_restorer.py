@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_it_is_a_restorer_without_references(folder: Path) -> None:
     references = made.prepare([crop(1), crop(2)])
     assert (references.count, references.nbytes) == (0, 0)
     (without,), (with_them,) = made.restore([crop(3)], None), made.restore([crop(3)], references)
-    assert (without.shape, without.dtype) == ((64, 64, 3), np.uint8)
+    assert (without.shape, without.dtype) == ((64, 64, 3), np.dtype(np.uint8))
     assert np.array_equal(without, with_them)
     assert made.autoencoder is not None
     assert made.autoencoder(crop(4)).shape == (64, 64, 3)
@@ -106,7 +107,8 @@ def test_recipe_names_everything_that_decides_the_result(folder: Path, tmp_path:
 
 
 def test_settings_that_it_has_no_use_for(folder: Path) -> None:
-    for name, value in (("guidance_scale", 1.5), ("sampler", "ddim"), ("start_timestep", 500)):
+    refused: dict[str, Any] = {"guidance_scale": 1.5, "sampler": "ddim", "start_timestep": 500}
+    for name, value in refused.items():
         with pytest.raises(UsageError, match=f"{name}: InterLCM takes none"):
             restorer(folder, **{name: value})
     with pytest.raises(UsageError, match="expected 3 or 1 or 2"):

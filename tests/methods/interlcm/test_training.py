@@ -150,7 +150,7 @@ def test_the_denoiser_learns(material: Path, tmp_path: Path) -> None:
 
 
 def test_the_restorer_learns(material: Path, prior: Path, tmp_path: Path) -> None:
-    changes = {"token_steps": 0, "steps": [2], "losses": {"perceptual": 0.0}, "windows": {}}
+    changes: dict[str, Any] = {"token_steps": 0, "steps": [2], "losses": {"perceptual": 0.0}, "windows": {}}
     task = RestorerTask(restorer_config(material, tmp_path / "run", prior, **changes), torch.device("cpu"))
     frozen = {name: value.clone() for name, value in task.prior.state_dict().items()}
     assert _loss_falls(task, 15, 1e-2)
@@ -182,7 +182,7 @@ def test_what_is_watched_tells_every_part_apart(material: Path, prior: Path, tmp
 
 
 def test_both_encoders_get_a_gradient_through_every_step(material: Path, prior: Path, tmp_path: Path) -> None:
-    changes = {"token_steps": 0, "steps": [3], "losses": {"identity": 0.1, "window": 6}}
+    changes: dict[str, Any] = {"token_steps": 0, "steps": [3], "losses": {"identity": 0.1, "window": 6}}
     task = RestorerTask(restorer_config(material, tmp_path / "run", prior, **changes), torch.device("cpu"))
     for parameter in task.network.parameters():  # zero convolutions let nothing through at the start
         torch.nn.init.normal_(parameter, std=0.1)
