@@ -122,10 +122,14 @@ class DetectionNetwork(nn.Module):
         self.score = nn.Conv2d(45, 1, 9, padding=4)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = _normalised(image)
+        return self.responses(image)[0]  # (h, w)
+
+    def responses(self, images: Tensor) -> Tensor:
+        """The maps (B, h, w) of images (B, 3, H, W)."""
+        x = _normalised(images)
         for convolution in self.hidden:
             x = functional.relu(convolution(x))
-        scores: Tensor = self.score(x)[0, 0]  # (h, w)
+        scores: Tensor = self.score(x)[:, 0]
         return scores
 
     @staticmethod

@@ -25,6 +25,8 @@ class Detection:
     landmarks: Landmarks
     confidence: float
     """0..1, comparable only within one backend."""
+    settled: bool = True
+    """whether the landmarks can be believed: in profile, or half hidden, they are a guess"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,262 @@
+"""Detection with MTCNN's three networks; doubtful faces are looked at again by dlib's network, windows of them only.
+
+Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks". The thresholds
+are far below the published ones: tilted and half-hidden faces score low, and what is no face is told by dlib's network,
+which answers about -1 there and about 1 on a face. Points are those of dlib's 68-point predictor, started from MTCNN's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facefix.faces import align, pyramid
+from facefix.faces.detect import without_overlaps
+from facefix.faces.dlib_networks import DETECTION_WINDOW, load_detection_network
+from facefix.faces.face import Detection, Landmarks
+from facefix.faces.landmarks import NETWORK_BOX, LandmarkPredictor, Settled, box_of, turned
+from facefix.faces.mtcnn_networks import (
+    OUTPUT_SIDE,
+    PROPOSAL_STRIDE,
+    PROPOSAL_WINDOW,
+    REFINE_SIDE,
+    load_mtcnn,
+    normalised,
+)
+from facefix.faces.pyramid import Pyramid
+
+PROPOSAL_FLOOR, REFINE_FLOOR, OUTPUT_FLOOR = 0.45, 0.25, 0.15
+"""Probabilities above which a window goes on to the next network."""
+
+LEAST_FACE_PX = 24.0
+PART_OF_PHOTO = 0.01
+"""Faces are looked for from this many pixels, or from this part of the square root of the photo's pixels."""
+
+SURE = 0.97
+"""Probability from which steady landmarks are enough; the next two are for the others."""
+LIKELY = 0.9
+FACE_SCORE = 0.0
+"""Score of dlib's network from which a doubtful window shows a face: 0.55 and more for 99 % of faces, -0.85 and less
+for windows without."""
+LIKELY_SCORE = -0.4
+"""The same for windows that MTCNN finds likely: profiles, children, faces half hidden score 0."""
+
+_BAND_PIXELS = 1 << 17
+"""P-Net works through a level in bands of about so many pixels, which stay in the processor's cache."""
+
+_ZOOMS = (0.8, 1.0, 1.25)
+_CHECK_SIDE = 144
+"""Sizes relative to the expected one, and pixels, of the windows that dlib's network sees."""
+
+_TILTS = (0.0, -40.0, 40.0, -80.0, 80.0)
+"""Degrees at which landmarks are looked for where they do not settle at first."""
+
+
+def least_face(width: int, height: int) -> float:
+    """Width in pixels from which faces are looked for in a photo of this size, where the user does not say."""
+    return max(LEAST_FACE_PX, PART_OF_PHOTO * math.sqrt(width * height))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Windows:
+    """What the cascade found: (N, ...) each."""
+
+    boxes: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    points: NDArray[np.float64]
+    """(N, 5, 2)"""
+
+
+class MtcnnDetector:
+    """MTCNN, dlib's network on doubtful windows, and the 68-point predictor. Safe in several threads at once."""
+
+    name = "mtcnn"
+
+    def __init__(
+        self, mtcnn_folder: Path, network_path: Path, predictor_path: Path, device: str | torch.device = "cpu"
+    ) -> None:
+        """Raises CheckpointError when a file is not the network it should be."""
+        self._device = torch.device(device)
+        self._cascade = _Cascade(mtcnn_folder, self._device)
+        network = load_detection_network(network_path)
+        self._judge = network.to(self._device).to(memory_format=torch.channels_last)
+        self._predictor = LandmarkPredictor(predictor_path)
+
+    def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
+        """Faces of a photo (H, W, 3) from ``min_face_px`` on, by default `least_face`, best first.
+
+        Confidence is MTCNN's probability, or dlib's score where that is higher. Where the predictor does not settle,
+        the points are MTCNN's own, and the detection says so.
+        """
+        levels = pyramid.build(rgb, PROPOSAL_WINDOW / max(rgb.shape[:2]))
+        found = self._cascade.find(levels, min_face_px or least_face(rgb.shape[1], rgb.shape[0]))
+        guesses = [align.crop_matrix(points) for points in found.points]
+        first: dict[int, Settled] = {
+            index: self._predictor.settle(rgb, [guess], close=True)
+            for index, guess in enumerate(guesses)
+            if found.probabilities[index] >= LIKELY
+        }
+        doubtful = [
+            index
+            for index, probability in enumerate(found.probabilities)
+            if probability < SURE or not first[index].steady
+        ]
+        scores = dict(zip(doubtful, self._scores(levels, [guesses[index] for index in doubtful]), strict=True))
+        detections = []
+        for index, (guess, points) in enumerate(zip(guesses, found.points, strict=True)):
+            probability, score = float(found.probabilities[index]), scores.get(index, 1.0)
+            if _is_face(probability, score, first.get(index)):
+                confidence = max(probability, min(score, 1.0))
+                detections.append(self._detection(rgb, guess, first.get(index), points, confidence))
+        return without_overlaps(detections)
+
+    def _detection(
+        self, rgb: NDArray[np.uint8], guess: align.Matrix, first: Settled | None, points: Landmarks, confidence: float
+    ) -> Detection:
+        """One face, its landmarks looked for at other tilts where they did not settle at first."""
+        best = first or self._predictor.settle(rgb, [guess], close=True)
+        if not best.steady:
+            again = self._predictor.settle(rgb, [turned(_unrolled(guess), degrees) for degrees in _TILTS])
+            best = min(best, again, key=lambda each: each.spread)
+        landmarks = best.landmarks if best.steady else points
+        return Detection(box_of(landmarks), landmarks, confidence, settled=best.steady)
+
+    @torch.inference_mode()
+    def _scores(self, levels: Pyramid, guesses: Sequence[align.Matrix]) -> list[float]:
+        """dlib's score of the faces that guesses of the crop matrix describe, the best of a few sizes."""
+        if not guesses:
+            return []
+        x, y, side = NETWORK_BOX
+        middles = np.array([align.apply(align.invert(guess), [(x, y)])[0] for guess in guesses]) + 0.5
+        sides = np.array([side / align.scale_of(guess) for guess in guesses])
+        half = (sides[:, None] * np.array(_ZOOMS) * _CHECK_SIDE / DETECTION_WINDOW / 2).reshape(-1, 1)
+        middles = middles.repeat(len(_ZOOMS), axis=0)
+        views = levels.cut(torch.from_numpy(np.concatenate([middles - half, middles + half], axis=1)), _CHECK_SIDE)
+        responses = torch.cat([self._judge.responses(some.to(self._device)).amax(dim=(1, 2)) for some in views.split(8)])
+        best: list[float] = responses.view(-1, len(_ZOOMS)).amax(dim=1).tolist()
+        return best
+
+
+def _is_face(probability: float, score: float, face: Settled | None) -> bool:
+    return score >= FACE_SCORE or (face is not None and probability >= LIKELY and (score >= LIKELY_SCORE or face.steady))
+
+
+def _unrolled(guess: align.Matrix) -> align.Matrix:
+    """The guess with the head upright in the photo."""
+    scale = align.scale_of(guess)
+    middle = NETWORK_BOX[:2]
+    x, y = align.apply(align.invert(guess), [middle])[0]
+    return np.array([[scale, 0, middle[0] - scale * x], [0, scale, middle[1] - scale * y]])
+
+
+class _Cascade:
+    """P-Net over a pyramid, R-Net and O-Net on all windows that are left."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        networks = [network.to(device).to(memory_format=torch.channels_last) for network in load_mtcnn(folder)]
+        self._proposal, self._refine, self._output = networks
+        self._device = device
+
+    @torch.inference_mode()
+    def find(self, levels: Pyramid, min_face_px: float) -> _Windows:
+        """All windows that pass the three networks, each face about once."""
+        boxes = self._propose(levels, min_face_px)
+        boxes, _, _ = self._pass(self._refine, levels, boxes, REFINE_SIDE, REFINE_FLOOR)
+        boxes, logits, points = self._pass(self._output, levels, boxes, OUTPUT_SIDE, OUTPUT_FLOOR)
+        kept = _suppressed(boxes, logits, 0.7, of_smaller=True)
+        return _Windows(boxes[kept].numpy(), torch.sigmoid(logits[kept]).numpy(), points[kept].numpy())
+
+    def _propose(self, levels: Pyramid, min_face_px: float) -> Tensor:
+        """Square windows (N, 4) that P-Net takes for faces of at least that size."""
+        boxes, logits = [torch.zeros((0, 4), dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+        for level, scale in zip(levels.levels, levels.scales, strict=True):
+            if max(scale) * min_face_px > PROPOSAL_WINDOW * math.sqrt(1 / pyramid.STEP):
+                continue  # shows faces that are smaller still
+            found, corrections, places = self._respond(level)
+            corners = places.flip(1) * PROPOSAL_STRIDE
+            windows = torch.cat([corners, corners + PROPOSAL_WINDOW], dim=1) / torch.from_numpy(np.tile(scale, 2))
+            boxes.append(_corrected(windows, corrections))
+            logits.append(found)
+        boxes_, logits_ = torch.cat(boxes), torch.cat(logits)
+        return _squares(boxes_)
+
+    def _respond(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N,), corrections (N, 4) and row and column (N, 2) of the peaks of P-Net's map of one level."""
+        floor = _logit(PROPOSAL_FLOOR)
+        _, _, height, width = level.shape
+        rows = max(_BAND_PIXELS // width // PROPOSAL_STRIDE, 8) * PROPOSAL_STRIDE
+        maps = []
+        for top in range(0, max(height - PROPOSAL_WINDOW, 0) + 1, rows):
+            band = level[:, :, top : top + rows + PROPOSAL_WINDOW - PROPOSAL_STRIDE]
+            if band.shape[2] >= PROPOSAL_WINDOW:
+                pixels = band.to(self._device).float().contiguous(memory_format=torch.channels_last)
+                maps.append(self._proposal(normalised(pixels)))
+        logits = torch.cat([each[0][0] for each in maps])  # (h, w)
+        corrections = torch.cat([each[1][0] for each in maps], dim=1)  # (4, h, w)
+        peaks = (logits > floor) & (logits == functional.max_pool2d(logits[None], 3, stride=1, padding=1)[0])
+        places = peaks.nonzero()
+        found = logits[peaks].double().cpu(), corrections[:, peaks].T.double().cpu(), places.double().cpu()
+        return found
+
+    def _pass(
+        self, network: nn.Module, levels: Pyramid, boxes: Tensor, side: int, floor: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network on windows leaves of ``boxes``: corrected boxes, their logits, and its five points."""
+        parts = [network(normalised(levels.cut(some, side).to(self._device))) for some in boxes.split(256)]
+        if not parts:
+            return boxes, torch.zeros(0, dtype=torch.float64), torch.zeros((0, 5, 2), dtype=torch.float64)
+        logits, corrections, *points = (torch.cat(each).double().cpu() for each in zip(*parts, strict=True))
+        good = logits > _logit(floor)
+        boxes, logits = boxes[good], logits[good]
+        corrected = _corrected(boxes, corrections[good])
+        if points:
+            fractions = points[0][good].view(-1, 2, 5).transpose(1, 2)
+            sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
+            return corrected, logits, boxes[:, None, :2] + fractions * sides - 0.5
+        kept = _suppressed(corrected, logits, 0.7)
+        return _squares(corrected[kept]), logits[kept], torch.zeros((len(kept), 5, 2), dtype=torch.float64)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def _corrected(boxes: Tensor, corrections: Tensor) -> Tensor:
+    """Boxes moved by parts of their own width and height."""
+    return boxes + corrections * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+
+
+def _squares(boxes: Tensor) -> Tensor:
+    """Squares of the longer side about the same middle."""
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) / 2
+    return torch.cat([middle - half, middle + half], dim=1)
+
+
+def _suppressed(boxes: Tensor, logits: Tensor, most: float, *, of_smaller: bool = False) -> Tensor:
+    """Greedy non-maximum suppression: which boxes (N, 4) share at most that part of their union (or of the smaller one)
+    with any better box that is kept; best first.
+
+    The greedy choice is the only fixed point of "kept unless a better one that is kept overlaps".
+    """
+    order = logits.argsort(descending=True, stable=True)
+    boxes = boxes[order].float()
+    corner, opposite = boxes[:, :2], boxes[:, 2:]
+    size = (torch.minimum(opposite[:, None], opposite) - torch.maximum(corner[:, None], corner)).clamp_(min=0)
+    shared, areas = size.prod(dim=2), (opposite - corner).prod(dim=1)
+    other = torch.minimum(areas[:, None], areas) if of_smaller else areas[:, None] + areas - shared
+    overlaps = (shared > most * other).triu_(1).float()  # (better, worse)
+    kept = torch.ones(len(boxes))
+    while True:
+        again = (kept @ overlaps == 0).float()
+        if torch.equal(again, kept):
+            return order[kept.bool()]
+        kept = again
