@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from facefix.faces import align, pyramid
-from facefix.faces.detect import without_overlaps
+from facefix.faces.detect import LEAST_FACE_PX, Search, without_overlaps
 from facefix.faces.dlib_networks import DETECTION_WINDOW, load_detection_network
 from facefix.faces.face import Detection, Landmarks
 from facefix.faces.landmarks import NETWORK_BOX, LandmarkPredictor, Settled, box_of, turned
@@ -36,9 +37,8 @@ from facefix.faces.pyramid import Pyramid
 PROPOSAL_FLOOR, REFINE_FLOOR, OUTPUT_FLOOR = 0.45, 0.25, 0.15
 """Probabilities above which a window goes on to the next network."""
 
-LEAST_FACE_PX = 24.0
 PART_OF_PHOTO = 0.01
-"""Faces are looked for from this many pixels, or from this part of the square root of the photo's pixels."""
+"""Faces are looked for from this part of the square root of the photo's pixels, but not below LEAST_FACE_PX."""
 
 SURE = 0.97
 """Probability from which steady landmarks are enough; the next two are for the others."""
@@ -49,6 +49,9 @@ for windows without."""
 LIKELY_SCORE = -0.4
 """The same for windows that MTCNN finds likely: profiles, children, faces half hidden score 0."""
 
+_MOST_PROPOSED, _MOST_REFINED = 20_000, 3000
+"""Windows that go on from P-Net and from R-Net at most, the best ones: a bound on time and memory."""
+
 _BAND_PIXELS = 1 << 17
 """P-Net works through a level in bands of about so many pixels, which stay in the processor's cache."""
 
@@ -56,23 +59,21 @@ _ZOOMS = (0.8, 1.0, 1.25)
 _CHECK_SIDE = 144
 """Sizes relative to the expected one, and pixels, of the windows that dlib's network sees."""
 
+_TILTS_OF_PHOTO = (-40.0, 40.0)
+_TILTED_PIXELS = 350_000
+"""Degrees by which a photo is tilted where no sure face is found in it, and pixels of the copy that is."""
+
 _TILTS = (0.0, -40.0, 40.0, -80.0, 80.0)
 """Degrees at which landmarks are looked for where they do not settle at first."""
 
 
-def least_face(width: int, height: int) -> float:
-    """Width in pixels from which faces are looked for in a photo of this size, where the user does not say."""
-    return max(LEAST_FACE_PX, PART_OF_PHOTO * math.sqrt(width * height))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Windows:
-    """What the cascade found: (N, ...) each."""
+    """What the cascade found: N faces."""
 
-    boxes: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     points: NDArray[np.float64]
-    """(N, 5, 2)"""
+    """(N, 5, 2) in the photo"""
 
 
 class MtcnnDetector:
@@ -90,14 +91,43 @@ class MtcnnDetector:
         self._judge = network.to(self._device).to(memory_format=torch.channels_last)
         self._predictor = LandmarkPredictor(predictor_path)
 
+    def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
+        """From ``min_face_px`` on, whatever the photo's size; by default a part of it. Smaller faces cost more time."""
+        least = max(LEAST_FACE_PX, PART_OF_PHOTO * math.sqrt(width * height))
+        if min_face_px is not None:
+            least = max(min_face_px, float(PROPOSAL_WINDOW))
+        return Search(least, min(LEAST_FACE_PX / least, 1.0))
+
     def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
-        """Faces of a photo (H, W, 3) from ``min_face_px`` on, by default `least_face`, best first.
+        """Faces of a photo (H, W, 3), best first; see `search` for their sizes.
 
         Confidence is MTCNN's probability, or dlib's score where that is higher. Where the predictor does not settle,
         the points are MTCNN's own, and the detection says so.
         """
         levels = pyramid.build(rgb, PROPOSAL_WINDOW / max(rgb.shape[:2]))
-        found = self._cascade.find(levels, min_face_px or least_face(rgb.shape[1], rgb.shape[0]))
+        least = self.search(rgb.shape[1], rgb.shape[0], min_face_px).least_face_px
+        detections = self._judged(rgb, levels, self._cascade.find(levels, least))
+        if not any(face.settled and face.confidence >= SURE for face in detections):
+            detections += self._judged(rgb, levels, self._tilted(levels))
+        return without_overlaps(detections)
+
+    def _tilted(self, levels: Pyramid) -> _Windows:
+        """Faces that show only when a small copy of the photo is tilted: MTCNN knows upright ones."""
+        small, scale = levels.at_most(_TILTED_PIXELS)
+        found = []
+        for degrees in _TILTS_OF_PHOTO:
+            picture, tilted_from_small = _tilted_picture(small, degrees)
+            windows = self._cascade.find(
+                pyramid.build(picture, PROPOSAL_WINDOW / max(picture.shape[:2])), LEAST_FACE_PX
+            )
+            likely = windows.probabilities >= LIKELY
+            back = align.invert(tilted_from_small)
+            points = [(align.apply(back, each) + 0.5) / scale - 0.5 for each in windows.points[likely]]
+            found.append((windows.probabilities[likely], np.array(points).reshape(-1, 5, 2)))
+        return _Windows(np.concatenate([each[0] for each in found]), np.concatenate([each[1] for each in found]))
+
+    def _judged(self, rgb: NDArray[np.uint8], levels: Pyramid, found: _Windows) -> list[Detection]:
+        """The windows that show a face, with landmarks."""
         guesses = [align.crop_matrix(points) for points in found.points]
         first: dict[int, Settled] = {
             index: self._predictor.settle(rgb, [guess], close=True)
@@ -116,7 +146,7 @@ class MtcnnDetector:
             if _is_face(probability, score, first.get(index)):
                 confidence = max(probability, min(score, 1.0))
                 detections.append(self._detection(rgb, guess, first.get(index), points, confidence))
-        return without_overlaps(detections)
+        return detections
 
     def _detection(
         self, rgb: NDArray[np.uint8], guess: align.Matrix, first: Settled | None, points: Landmarks, confidence: float
@@ -140,13 +170,34 @@ class MtcnnDetector:
         half = (sides[:, None] * np.array(_ZOOMS) * _CHECK_SIDE / DETECTION_WINDOW / 2).reshape(-1, 1)
         middles = middles.repeat(len(_ZOOMS), axis=0)
         views = levels.cut(torch.from_numpy(np.concatenate([middles - half, middles + half], axis=1)), _CHECK_SIDE)
-        responses = torch.cat([self._judge.responses(some.to(self._device)).amax(dim=(1, 2)) for some in views.split(8)])
+        responses = torch.cat(
+            [self._judge.responses(some.to(self._device)).amax(dim=(1, 2)) for some in views.split(8)]
+        )
         best: list[float] = responses.view(-1, len(_ZOOMS)).amax(dim=1).tolist()
         return best
 
 
 def _is_face(probability: float, score: float, face: Settled | None) -> bool:
-    return score >= FACE_SCORE or (face is not None and probability >= LIKELY and (score >= LIKELY_SCORE or face.steady))
+    return score >= FACE_SCORE or (
+        face is not None and probability >= LIKELY and (score >= LIKELY_SCORE or face.steady)
+    )
+
+
+def _tilted_picture(small: NDArray[np.uint8], degrees: float) -> tuple[NDArray[np.uint8], align.Matrix]:
+    """A picture turned clockwise about its middle on a black ground that holds it all, and the matrix to it."""
+    height, width = small.shape[:2]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    new_width = math.ceil(abs(cosine) * width + abs(sine) * height)
+    new_height = math.ceil(abs(sine) * width + abs(cosine) * height)
+    linear = np.array([[cosine, -sine], [sine, cosine]])
+    shift = np.array([new_width - 1, new_height - 1]) / 2 - linear @ np.array([width - 1, height - 1]) / 2
+    matrix = np.column_stack([linear, shift])
+    edges = align.invert(matrix)  # Pillow's coordinates are those of edges
+    edges[:, 2] += 0.5 - edges[:, :2] @ np.array([0.5, 0.5])
+    turned_picture = Image.fromarray(small).transform(
+        (new_width, new_height), Image.Transform.AFFINE, edges.flatten().tolist(), Image.Resampling.BILINEAR
+    )
+    return np.asarray(turned_picture), matrix
 
 
 def _unrolled(guess: align.Matrix) -> align.Matrix:
@@ -172,7 +223,7 @@ class _Cascade:
         boxes, _, _ = self._pass(self._refine, levels, boxes, REFINE_SIDE, REFINE_FLOOR)
         boxes, logits, points = self._pass(self._output, levels, boxes, OUTPUT_SIDE, OUTPUT_FLOOR)
         kept = _suppressed(boxes, logits, 0.7, of_smaller=True)
-        return _Windows(boxes[kept].numpy(), torch.sigmoid(logits[kept]).numpy(), points[kept].numpy())
+        return _Windows(torch.sigmoid(logits[kept]).numpy(), points[kept].numpy())
 
     def _propose(self, levels: Pyramid, min_face_px: float) -> Tensor:
         """Square windows (N, 4) that P-Net takes for faces of at least that size."""
@@ -185,8 +236,7 @@ class _Cascade:
             windows = torch.cat([corners, corners + PROPOSAL_WINDOW], dim=1) / torch.from_numpy(np.tile(scale, 2))
             boxes.append(_corrected(windows, corrections))
             logits.append(found)
-        boxes_, logits_ = torch.cat(boxes), torch.cat(logits)
-        return _squares(boxes_)
+        return _squares(torch.cat(boxes)[_best(torch.cat(logits), _MOST_PROPOSED)])
 
     def _respond(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N,), corrections (N, 4) and row and column (N, 2) of the peaks of P-Net's map of one level."""
@@ -221,8 +271,14 @@ class _Cascade:
             fractions = points[0][good].view(-1, 2, 5).transpose(1, 2)
             sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
             return corrected, logits, boxes[:, None, :2] + fractions * sides - 0.5
-        kept = _suppressed(corrected, logits, 0.7)
+        best = _best(logits, _MOST_REFINED)
+        kept = best[_suppressed(corrected[best], logits[best], 0.7)]
         return _squares(corrected[kept]), logits[kept], torch.zeros((len(kept), 5, 2), dtype=torch.float64)
+
+
+def _best(logits: Tensor, most: int) -> Tensor:
+    """Indexes of the best, at most so many."""
+    return logits.topk(min(most, len(logits))).indices
 
 
 def _logit(probability: float) -> float:

@@ -101,11 +101,11 @@ def same_person_distance(backend: str) -> float:
 
     Raises UsageError for a backend that does not exist.
     """
-    if backend == "dlib":
+    if backend in ("mtcnn", "dlib"):
         return DLIB_SCALE.same
     if backend in ("insightface", "retinaface"):
         return arcface_scale(backend).same
-    raise UsageError(f"face backend: expected insightface, retinaface or dlib, found {backend!r}")
+    raise UsageError(f"face backend: expected insightface, retinaface, mtcnn or dlib, found {backend!r}")
 
 
 class Embedder(Protocol):

@@ -45,6 +45,8 @@ class Quality:
     """0..1, the product that ranks faces; see quality.py"""
     noise: float = 0.0
     """standard deviation of the noise at crop scale, in levels of 0..255"""
+    settled: bool = True
+    """whether the landmarks can be believed; where not, the face is given to nobody and left as it is"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -142,8 +142,10 @@ def _fill(network: _Network, path: Path) -> None:
             for layer, weights in zip(hidden, layers, strict=False):
                 _copy(layer, *weights)
             for head in network.heads:
+                assert isinstance(head, nn.Conv2d | nn.Linear) and head.bias is not None
                 _copy(head, *heads[len(head.bias)])
             for slope, values in zip(network.slopes, slopes, strict=True):
+                assert isinstance(slope, nn.PReLU)
                 slope.weight.copy_(torch.from_numpy(values.flatten()))
     except (DecodeError, OSError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: expected a network of MTCNN in ONNX, found something else ({error})") from error

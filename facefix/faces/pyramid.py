@@ -34,6 +34,13 @@ class Pyramid:
     sizes: Tensor
     """(L, 2) width and height of each level"""
 
+    def at_most(self, pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The largest level of at most so many pixels, (h, w, 3), and its scale along x and y; else the smallest."""
+        fits = [index for index, size in enumerate(self.sizes.tolist()) if size[0] * size[1] <= pixels]
+        index = fits[0] if fits else len(self.levels) - 1
+        picture: NDArray[np.uint8] = self.levels[index][0].permute(1, 2, 0).numpy()
+        return picture, self.scales[index]
+
     def cut(self, boxes: Tensor, side: int) -> Tensor:
         """Windows (N, 3, side, side), 0..255, of square ``boxes`` (N, 4) in photo pixels; black outside the photo.
 

@@ -431,8 +431,10 @@ def _face(photo: str, taken: float | None, row: Sequence[Any]) -> Face:
     left, top, right, bottom = json.loads(box)
     points = np.frombuffer(landmarks, dtype="<f8").reshape(5, 2).astype(np.float64)
     vector = np.frombuffer(embedding, dtype="<f4").astype(np.float32) if embedding else None
-    detection = Detection((left, top, right, bottom), points, confidence)
-    return Face(photo, number, detection, vector, Quality(**json.loads(quality)), taken)
+    numbers = json.loads(quality)
+    settled = bool(numbers.pop("settled", True))
+    detection = Detection((left, top, right, bottom), points, confidence, settled)
+    return Face(photo, number, detection, vector, Quality(**numbers, settled=settled), taken)
 
 
 def _outcome_row(face: FaceOutcome) -> tuple[Any, ...]:

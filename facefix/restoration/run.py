@@ -149,7 +149,7 @@ class Run:
             task = make_task(photo, found.photos[photo], people, self.recipe)
             row = done.get(photo.relative)
             # who is in a photo may have been forgotten since: it is not done again without references because of it
-            forgotten = any(face.embedding is None for face in found.photos[photo].faces)
+            forgotten = any(face.embedding is None and face.quality.settled for face in found.photos[photo].faces)
             if row is not None and photo in work.doubtful and (forgotten or self._stands(row, task, people)):
                 confirmed.append(photo.relative)
             else:
@@ -235,7 +235,7 @@ class Run:
         progress.phase("looking into photos", len(paths), "photos")
 
         def look(path: Path) -> IndexedPhoto:
-            return look_into(path, backend, self.settings.max_pixels)
+            return look_into(path, backend, self.settings.max_pixels, self.settings.min_face)
 
         for path, future in bounded_map(self.pool, look, paths, ahead=2 * self.settings.cpu_threads):
             if self.options.stop:
