@@ -55,6 +55,14 @@ _MOST_PROPOSED, _MOST_REFINED = 20_000, 3000
 _BAND_PIXELS = 1 << 17
 """P-Net works through a level in bands of about so many pixels, which stay in the processor's cache."""
 
+DOUBTFUL = 0.6
+"""Confidence of a face that MTCNN and the predictor see and dlib's network does not: some are upside down."""
+_ASKED_ANYHOW = 2
+"""dlib's network sees this many of the faces that are certain too: they say which way is up."""
+
+_KNOWN_TILT = 25.0
+"""Degrees up to which dlib's network sees the face as it lies in the photo."""
+
 _ZOOMS = (0.8, 1.0, 1.25)
 _CHECK_SIDE = 144
 """Sizes relative to the expected one, and pixels, of the windows that dlib's network sees."""
@@ -134,17 +142,15 @@ class MtcnnDetector:
             for index, guess in enumerate(guesses)
             if found.probabilities[index] >= LIKELY
         }
-        doubtful = [
-            index
-            for index, probability in enumerate(found.probabilities)
-            if probability < SURE or not first[index].steady
-        ]
-        scores = dict(zip(doubtful, self._scores(levels, [guesses[index] for index in doubtful]), strict=True))
+        certain = [index for index, face in first.items() if found.probabilities[index] >= SURE and face.steady]
+        certain.sort(key=lambda index: -found.probabilities[index])
+        ask = [index for index in range(len(guesses)) if index not in certain[_ASKED_ANYHOW:]]
+        scores = dict(zip(ask, self._scores(rgb, levels, [guesses[index] for index in ask]), strict=True))
         detections = []
         for index, (guess, points) in enumerate(zip(guesses, found.points, strict=True)):
             probability, score = float(found.probabilities[index]), scores.get(index, 1.0)
             if _is_face(probability, score, first.get(index)):
-                confidence = max(probability, min(score, 1.0))
+                confidence = max(probability, min(score, 1.0)) if score >= LIKELY_SCORE else DOUBTFUL
                 detections.append(self._detection(rgb, guess, first.get(index), points, confidence))
         return detections
 
@@ -160,8 +166,11 @@ class MtcnnDetector:
         return Detection(box_of(landmarks), landmarks, confidence, settled=best.steady)
 
     @torch.inference_mode()
-    def _scores(self, levels: Pyramid, guesses: Sequence[align.Matrix]) -> list[float]:
-        """dlib's score of the faces that guesses of the crop matrix describe, the best of a few sizes."""
+    def _scores(self, rgb: NDArray[np.uint8], levels: Pyramid, guesses: Sequence[align.Matrix]) -> list[float]:
+        """dlib's score of the faces that guesses of the crop matrix describe, the best of a few sizes.
+
+        Its network knows heads tilted a little; those tilted further are shown to it upright.
+        """
         if not guesses:
             return []
         x, y, side = NETWORK_BOX
@@ -170,11 +179,22 @@ class MtcnnDetector:
         half = (sides[:, None] * np.array(_ZOOMS) * _CHECK_SIDE / DETECTION_WINDOW / 2).reshape(-1, 1)
         middles = middles.repeat(len(_ZOOMS), axis=0)
         views = levels.cut(torch.from_numpy(np.concatenate([middles - half, middles + half], axis=1)), _CHECK_SIDE)
+        for index, guess in enumerate(guesses):
+            if abs(math.atan2(guess[0, 1], guess[0, 0])) > math.radians(_KNOWN_TILT):
+                own = [torch.from_numpy(align.warp(rgb, _check_matrix(guess, zoom), _CHECK_SIDE)) for zoom in _ZOOMS]
+                views[index * len(_ZOOMS) : (index + 1) * len(_ZOOMS)] = torch.stack(own).permute(0, 3, 1, 2).float()
         responses = torch.cat(
             [self._judge.responses(some.to(self._device)).amax(dim=(1, 2)) for some in views.split(8)]
         )
         best: list[float] = responses.view(-1, len(_ZOOMS)).amax(dim=1).tolist()
         return best
+
+
+def _check_matrix(guess: align.Matrix, zoom: float) -> align.Matrix:
+    """From the photo to the window that dlib's network sees, turned as the crop is."""
+    x, y, side = NETWORK_BOX
+    scale, shift = DETECTION_WINDOW / side / zoom, (_CHECK_SIDE - 1) / 2
+    return align.compose(np.array([[scale, 0, shift - scale * x], [0, scale, shift - scale * y]]), guess)
 
 
 def _is_face(probability: float, score: float, face: Settled | None) -> bool:
