@@ -47,6 +47,10 @@ class Detector(Protocol):
         """Faces of an upright photo (H, W, 3), best first, each once; coordinates are pixels of that photo."""
         ...
 
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """Faces of a small picture that are plain to see, for as little time as the detector can."""
+        ...
+
 
 def without_overlaps(detections: Sequence[Detection]) -> list[Detection]:
     """Each face once: of detections that overlap, the one of the highest confidence; best first."""

@@ -33,9 +33,11 @@ from facefix.faces.mtcnn_networks import (
     normalised,
 )
 from facefix.faces.pyramid import Pyramid
+from facefix.faces.quality import REFERENCE_YAW, yaw_of
 
-PROPOSAL_FLOOR, REFINE_FLOOR, OUTPUT_FLOOR = 0.45, 0.25, 0.15
-"""Probabilities above which a window goes on to the next network."""
+FLOORS = (0.45, 0.25, 0.15)
+PLAIN_FLOORS = (0.6, 0.7, 0.9)
+"""Probabilities above which a window passes P-Net, R-Net and O-Net; and where only plain faces are looked for."""
 
 PART_OF_PHOTO = 0.01
 """Faces are looked for from this part of the square root of the photo's pixels, but not below LEAST_FACE_PX."""
@@ -60,6 +62,10 @@ DOUBTFUL = 0.6
 _ASKED_ANYHOW = 2
 """dlib's network sees this many of the faces that are certain too: they say which way is up."""
 
+_AGREED_PX, _AGREED_SPREAD = 13.0, 10.0
+"""Mean distance of the predictor's points from MTCNN's (crop pixels) up to which they bear each other out, and its
+spread up to which that counts. The distance is below 10 for 90 % of faces on which the predictor settles."""
+
 _KNOWN_TILT = 25.0
 """Degrees up to which dlib's network sees the face as it lies in the photo."""
 
@@ -68,7 +74,7 @@ _CHECK_SIDE = 144
 """Sizes relative to the expected one, and pixels, of the windows that dlib's network sees."""
 
 _TILTS_OF_PHOTO = (-40.0, 40.0)
-_TILTED_PIXELS = 350_000
+_TILTED_PIXELS = 300_000
 """Degrees by which a photo is tilted where no sure face is found in it, and pixels of the copy that is."""
 
 _TILTS = (0.0, -40.0, 40.0, -80.0, 80.0)
@@ -119,6 +125,12 @@ class MtcnnDetector:
             detections += self._judged(rgb, levels, self._tilted(levels))
         return without_overlaps(detections)
 
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """Faces that are plain to see, for little time."""
+        levels = pyramid.build(rgb, PROPOSAL_WINDOW / max(rgb.shape[:2]))
+        found = self._cascade.find(levels, LEAST_FACE_PX, PLAIN_FLOORS)
+        return without_overlaps(self._judged(rgb, levels, found))
+
     def _tilted(self, levels: Pyramid) -> _Windows:
         """Faces that show only when a small copy of the photo is tilted: MTCNN knows upright ones."""
         small, scale = levels.at_most(_TILTED_PIXELS)
@@ -159,11 +171,13 @@ class MtcnnDetector:
     ) -> Detection:
         """One face, its landmarks looked for at other tilts where they did not settle at first."""
         best = first or self._predictor.settle(rgb, [guess], close=True)
-        if not best.steady:
+        settled = best.steady or _agree(best, points)
+        if not settled:
             again = self._predictor.settle(rgb, [turned(_unrolled(guess), degrees) for degrees in _TILTS])
             best = min(best, again, key=lambda each: each.spread)
-        landmarks = best.landmarks if best.steady else points
-        return Detection(box_of(landmarks), landmarks, confidence, settled=best.steady)
+            settled = best.steady or _agree(best, points)
+        landmarks = best.landmarks if settled else points
+        return Detection(box_of(landmarks), landmarks, confidence, settled)
 
     @torch.inference_mode()
     def _scores(self, rgb: NDArray[np.uint8], levels: Pyramid, guesses: Sequence[align.Matrix]) -> list[float]:
@@ -195,6 +209,14 @@ def _check_matrix(guess: align.Matrix, zoom: float) -> align.Matrix:
     x, y, side = NETWORK_BOX
     scale, shift = DETECTION_WINDOW / side / zoom, (_CHECK_SIDE - 1) / 2
     return align.compose(np.array([[scale, 0, shift - scale * x], [0, scale, shift - scale * y]]), guess)
+
+
+def _agree(face: Settled, points: Landmarks) -> bool:
+    """Whether a predictor that is not steady is borne out by MTCNN's points, as in many a bearded face."""
+    crop_from_photo = align.crop_matrix(points)
+    distances = align.apply(crop_from_photo, face.landmarks) - align.apply(crop_from_photo, points)
+    near = float(np.linalg.norm(distances, axis=1).mean()) <= _AGREED_PX
+    return near and face.spread <= _AGREED_SPREAD and abs(yaw_of(points)) < REFERENCE_YAW
 
 
 def _is_face(probability: float, score: float, face: Settled | None) -> bool:
@@ -237,30 +259,29 @@ class _Cascade:
         self._device = device
 
     @torch.inference_mode()
-    def find(self, levels: Pyramid, min_face_px: float) -> _Windows:
+    def find(self, levels: Pyramid, min_face_px: float, floors: tuple[float, float, float] = FLOORS) -> _Windows:
         """All windows that pass the three networks, each face about once."""
-        boxes = self._propose(levels, min_face_px)
-        boxes, _, _ = self._pass(self._refine, levels, boxes, REFINE_SIDE, REFINE_FLOOR)
-        boxes, logits, points = self._pass(self._output, levels, boxes, OUTPUT_SIDE, OUTPUT_FLOOR)
+        boxes = self._propose(levels, min_face_px, floors[0])
+        boxes, _, _ = self._pass(self._refine, levels, boxes, REFINE_SIDE, floors[1])
+        boxes, logits, points = self._pass(self._output, levels, boxes, OUTPUT_SIDE, floors[2])
         kept = _suppressed(boxes, logits, 0.7, of_smaller=True)
         return _Windows(torch.sigmoid(logits[kept]).numpy(), points[kept].numpy())
 
-    def _propose(self, levels: Pyramid, min_face_px: float) -> Tensor:
+    def _propose(self, levels: Pyramid, min_face_px: float, floor: float) -> Tensor:
         """Square windows (N, 4) that P-Net takes for faces of at least that size."""
         boxes, logits = [torch.zeros((0, 4), dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for level, scale in zip(levels.levels, levels.scales, strict=True):
             if max(scale) * min_face_px > PROPOSAL_WINDOW * math.sqrt(1 / pyramid.STEP):
                 continue  # shows faces that are smaller still
-            found, corrections, places = self._respond(level)
+            found, corrections, places = self._respond(level, _logit(floor))
             corners = places.flip(1) * PROPOSAL_STRIDE
             windows = torch.cat([corners, corners + PROPOSAL_WINDOW], dim=1) / torch.from_numpy(np.tile(scale, 2))
             boxes.append(_corrected(windows, corrections))
             logits.append(found)
         return _squares(torch.cat(boxes)[_best(torch.cat(logits), _MOST_PROPOSED)])
 
-    def _respond(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _respond(self, level: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N,), corrections (N, 4) and row and column (N, 2) of the peaks of P-Net's map of one level."""
-        floor = _logit(PROPOSAL_FLOOR)
         _, _, height, width = level.shape
         rows = max(_BAND_PIXELS // width // PROPOSAL_STRIDE, 8) * PROPOSAL_STRIDE
         maps = []

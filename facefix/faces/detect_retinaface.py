@@ -59,6 +59,10 @@ class RetinaFaceDetector:
         """Photos are searched at up to a fixed size, whatever is asked for."""
         return Search(_LEAST_IN_SEARCH * max(1.0, max(width, height) / _MAX_SIDE))
 
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """All its faces: there is no quicker way."""
+        return self.detect(rgb)
+
     def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
         """Faces of a photo (H, W, 3), best first. Confidence is the network's probability, in steps of 0.01."""
         model = self._sized_for(max(rgb.shape[:2]))

@@ -66,6 +66,10 @@ class ScrfdDetector:
         shrink = max(1.0, max(width, height) / max(max(size) for size in self._sizes))
         return Search(LEAST_IN_INPUT * shrink)
 
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """All its faces: there is no quicker way."""
+        return self.detect(rgb)
+
     def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
         """Faces of a photo (H, W, 3), best first. Confidence is the network's probability."""
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])  # the package works on OpenCV's channel order
