@@ -172,8 +172,8 @@ class MtcnnDetector:
         """One face, its landmarks looked for at other tilts where they did not settle at first."""
         best = first or self._predictor.settle(rgb, [guess], close=True)
         settled = best.steady or _agree(best, points)
-        if not settled:
-            again = self._predictor.settle(rgb, [turned(_unrolled(guess), degrees) for degrees in _TILTS])
+        if not settled and abs(yaw_of(points)) < REFERENCE_YAW:  # the predictor knows no profiles, however tilted
+            again = self._predictor.settle(rgb, (turned(_unrolled(guess), degrees) for degrees in _TILTS), close=True)
             best = min(best, again, key=lambda each: each.spread)
             settled = best.steady or _agree(best, points)
         landmarks = best.landmarks if settled else points

@@ -32,9 +32,10 @@ _PREDICTOR_BOX = (252.0, 316.0, 308.0)
 _FRAME = 192
 """Side of the aligned picture in which landmarks are looked for."""
 
-_STARTS = ((0.0, 0.0, 1.0), (-0.08, 0.0, 1.0), (0.08, 0.0, 1.0), (0.0, -0.08, 1.0), (0.0, 0.08, 1.0), (0.0, 0.0, 0.88))
+_STARTS = ((0.0, 0.0, 1.0), (-0.08, 0.0, 1.0), (0.0, 0.08, 1.0), (0.08, 0.0, 1.0), (0.0, -0.08, 1.0), (0.0, 0.0, 0.88))
 """The predictor is started from the box moved right and down by these parts of its side and scaled; the median of
 the results is steadier than one, and their spread says whether it sees a face."""
+_FIRST_STARTS = 3
 _ROUNDS = 3
 _CONFIRMED_PX = 24.0
 """Distance of the points from the template (crop pixels) up to which the guess was good enough to start from."""
@@ -86,7 +87,7 @@ class LandmarkPredictor:
         """Each round sees the face as the one before laid it out: upright and at the size the predictor knows."""
         crop_from_photo = guess
         for round_number in range(_ROUNDS):
-            points, spread = self._predict(rgb, crop_from_photo)
+            points, spread = self._predict(rgb, crop_from_photo, may_stop=close)
             landmarks = align.apply(align.invert(crop_from_photo), points)
             crop_from_photo = align.crop_matrix(landmarks)
             confirmed = close and float(np.abs(points - align.TEMPLATE_512).max()) < _CONFIRMED_PX
@@ -94,24 +95,35 @@ class LandmarkPredictor:
                 break
         return Settled(landmarks, spread if _same_place(crop_from_photo, guess) else math.inf)
 
-    def _predict(self, rgb: NDArray[np.uint8], crop_from_photo: align.Matrix) -> tuple[Landmarks, float]:
-        """Five points in the crop, for a face that lies about as in the template, and their spread in crop pixels."""
+    def _predict(
+        self, rgb: NDArray[np.uint8], crop_from_photo: align.Matrix, *, may_stop: bool
+    ) -> tuple[Landmarks, float]:
+        """Five points in the crop, for a face that lies about as in the template, and their spread in crop pixels.
+
+        ``may_stop``: after the first starts, where they agree as well as all of them should.
+        """
         import dlib
 
         shrink = _FRAME / align.CROP_SIZE
         frame_from_crop = np.array([[shrink, 0.0, (shrink - 1) / 2], [0.0, shrink, (shrink - 1) / 2]])
+        crop_from_frame = align.invert(frame_from_crop)
         frame = align.warp(rgb, align.compose(frame_from_crop, crop_from_photo), _FRAME)
         x, y, side = _PREDICTOR_BOX
-        found = []
+        found: list[Landmarks] = []
         for dx, dy, zoom in _STARTS:
             middle, half = np.array([x + dx * side, y + dy * side]), zoom * side / 2
             corners = np.concatenate([middle - half, middle + half]) * shrink
             rectangle = dlib.rectangle(*(round(edge) for edge in corners.tolist()))
-            points = _five_points(self._predictor(frame, rectangle))
-            found.append(align.apply(align.invert(frame_from_crop), points))
-        middle = np.median(found, axis=0)
-        spread = float(np.median(np.linalg.norm(np.array(found) - middle, axis=2), axis=0).mean())
-        return middle - _LANDMARK_BIAS, spread
+            found.append(align.apply(crop_from_frame, _five_points(self._predictor(frame, rectangle))))
+            if may_stop and len(found) == _FIRST_STARTS and _spread(found) < SETTLED_PX:
+                break
+        return np.median(found, axis=0) - _LANDMARK_BIAS, _spread(found)
+
+
+def _spread(found: list[Landmarks]) -> float:
+    """Median distance of several results to their median, mean over the points."""
+    distances = np.linalg.norm(np.array(found) - np.median(found, axis=0), axis=2)
+    return float(np.median(distances, axis=0).mean())
 
 
 def upright_guess(box: NDArray[np.float64]) -> align.Matrix:
@@ -140,8 +152,9 @@ def box_of(landmarks: Landmarks) -> tuple[float, float, float, float]:
 
 def _five_points(shape: Any) -> Landmarks:
     """Eye centres, nose tip and mouth corners of dlib's 68 points (Multi-PIE / iBUG 300-W order)."""
-    points = np.array([(part.x, part.y) for part in shape.parts()], dtype=np.float64)
-    return np.stack([points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[30], points[48], points[54]])
+    parts = [shape.part(number) for number in (*range(36, 48), 30, 48, 54)]
+    points = np.array([(part.x, part.y) for part in parts], dtype=np.float64)
+    return np.stack([points[:6].mean(axis=0), points[6:12].mean(axis=0), *points[12:]])
 
 
 def _same_place(crop_from_photo: align.Matrix, guess: align.Matrix) -> bool:
