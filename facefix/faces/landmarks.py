@@ -36,9 +36,9 @@ _STARTS = ((0.0, 0.0, 1.0), (-0.08, 0.0, 1.0), (0.0, 0.08, 1.0), (0.08, 0.0, 1.0
 """The predictor is started from the box moved right and down by these parts of its side and scaled; the median of
 the results is steadier than one, and their spread says whether it sees a face."""
 _FIRST_STARTS = 3
-_ROUNDS = 3
+_ROUNDS, _CLOSE_ROUNDS = 3, 2
 _CONFIRMED_PX = 24.0
-"""Distance of the points from the template (crop pixels) up to which the guess was good enough to start from."""
+"""How far the crop may have moved (crop pixels) from a guess that was good enough to start from."""
 
 _LANDMARK_BIAS = np.array([[2.8, 6.0], [-2.8, 4.4], [-3.4, -2.4], [-3.4, -1.4], [2.8, -2.2]])
 """The predictor's five points minus TEMPLATE_512 in the crop, mean over 250 portraits: taken off, so that crops of
@@ -86,11 +86,11 @@ class LandmarkPredictor:
     def _from_guess(self, rgb: NDArray[np.uint8], guess: align.Matrix, *, close: bool) -> Settled:
         """Each round sees the face as the one before laid it out: upright and at the size the predictor knows."""
         crop_from_photo = guess
-        for round_number in range(_ROUNDS):
+        for round_number in range(_CLOSE_ROUNDS if close else _ROUNDS):
             points, spread = self._predict(rgb, crop_from_photo, may_stop=close)
             landmarks = align.apply(align.invert(crop_from_photo), points)
             crop_from_photo = align.crop_matrix(landmarks)
-            confirmed = close and float(np.abs(points - align.TEMPLATE_512).max()) < _CONFIRMED_PX
+            confirmed = close and _moved(guess, crop_from_photo) < _CONFIRMED_PX
             if spread < (CONFIRMED_SETTLED_PX if confirmed else SETTLED_PX if round_number > 0 else 0.0):
                 break
         return Settled(landmarks, spread if _same_place(crop_from_photo, guess) else math.inf)
@@ -118,6 +118,12 @@ class LandmarkPredictor:
             if may_stop and len(found) == _FIRST_STARTS and _spread(found) < SETTLED_PX:
                 break
         return np.median(found, axis=0) - _LANDMARK_BIAS, _spread(found)
+
+
+def _moved(one: align.Matrix, other: align.Matrix) -> float:
+    """Distance in crop pixels between where two crop matrices lay the same face, at most."""
+    there = align.apply(other, align.apply(align.invert(one), align.TEMPLATE_512))
+    return float(np.linalg.norm(there - align.TEMPLATE_512, axis=1).max())
 
 
 def _spread(found: list[Landmarks]) -> float:

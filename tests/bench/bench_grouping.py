@@ -66,10 +66,10 @@ class Score:
         return f"precision {self.precision:.4f}  recall {self.recall:.4f}  wrong pairs {self.wrong}"
 
 
-def read_crops(shared: Path, backend: Backend, cache: Path | None = None) -> Crops:
+def read_crops(shared: Path, backend: Backend, cache: Path | None = None, splits: Sequence[str] = SPLITS) -> Crops:
     """Every public crop as a face of a photo of its own."""
     with open(shared / "data" / "manifest.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] in SPLITS]
+        rows = [row for row in csv.DictReader(file) if row["split"] in splits]
     if cache is not None and cache.is_file():
         stored = np.load(cache)
         embeddings, numbers = stored["embeddings"], stored["numbers"]
@@ -187,9 +187,9 @@ def wrong_references(crops: Crops, backend: Backend) -> tuple[int, int]:
     return chosen, wrong
 
 
-def measure_quality(shared: Path, cache: Path | None, faces: str) -> None:
+def measure_quality(shared: Path, cache: Path | None, faces: str, splits: Sequence[str]) -> None:
     backend = load_backend(faces)
-    crops = read_crops(shared, backend, cache)
+    crops = read_crops(shared, backend, cache, splits)
     print(f"{len(crops.faces)} crops of {len(np.unique(crops.people))} people")
     print(f"all crops together     {score_groups(crops, backend)}")
     print(f"eval_public alone      {score_groups(crops.subset(crops.splits == 'eval_public'), backend)}")
@@ -289,6 +289,7 @@ def main() -> None:
     quality.add_argument("shared", type=Path)
     quality.add_argument("--cache", type=Path)
     quality.add_argument("--faces", default="auto")
+    quality.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
     portraits = what.add_parser("portraits")
     portraits.add_argument("shared", type=Path)
     portraits.add_argument("--people", type=int, default=80)
@@ -296,7 +297,7 @@ def main() -> None:
     size.add_argument("--faces", type=int, default=100_000)
     arguments = parser.parse_args()
     if arguments.what == "quality":
-        measure_quality(arguments.shared, arguments.cache, arguments.faces)
+        measure_quality(arguments.shared, arguments.cache, arguments.faces, arguments.splits)
     elif arguments.what == "portraits":
         measure_portraits(arguments.shared, arguments.people)
     else:
