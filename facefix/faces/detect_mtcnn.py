@@ -33,7 +33,7 @@ from facefix.faces.mtcnn_networks import (
     normalised,
 )
 from facefix.faces.pyramid import Pyramid
-from facefix.faces.quality import REFERENCE_YAW, yaw_of
+from facefix.faces.quality import yaw_of
 
 FLOORS = (0.45, 0.25, 0.15)
 PLAIN_FLOORS = (0.6, 0.7, 0.9)
@@ -62,9 +62,10 @@ DOUBTFUL = 0.6
 _ASKED_ANYHOW = 2
 """dlib's network sees this many of the faces that are certain too: they say which way is up."""
 
-_AGREED_PX, _AGREED_SPREAD = 13.0, 10.0
+_AGREED_PX, _AGREED_SPREAD, _PROFILE_YAW = 16.0, 10.0, 0.8
 """Mean distance of the predictor's points from MTCNN's (crop pixels) up to which they bear each other out, and its
-spread up to which that counts. The distance is below 10 for 90 % of faces on which the predictor settles."""
+spread up to which that counts, and the yaw of MTCNN's from which a face is a profile, which the predictor does not
+know. The distance is below 10 for 90 % of faces on which the predictor settles."""
 
 _KNOWN_TILT = 25.0
 """Degrees up to which dlib's network sees the face as it lies in the photo."""
@@ -172,7 +173,7 @@ class MtcnnDetector:
         """One face, its landmarks looked for at other tilts where they did not settle at first."""
         best = first or self._predictor.settle(rgb, [guess], close=True)
         settled = best.steady or _agree(best, points)
-        if not settled and abs(yaw_of(points)) < REFERENCE_YAW:  # the predictor knows no profiles, however tilted
+        if not settled and abs(yaw_of(points)) < _PROFILE_YAW:  # the predictor knows no profiles, however tilted
             again = self._predictor.settle(rgb, (turned(_unrolled(guess), degrees) for degrees in _TILTS), close=True)
             best = min(best, again, key=lambda each: each.spread)
             settled = best.steady or _agree(best, points)
@@ -216,7 +217,7 @@ def _agree(face: Settled, points: Landmarks) -> bool:
     crop_from_photo = align.crop_matrix(points)
     distances = align.apply(crop_from_photo, face.landmarks) - align.apply(crop_from_photo, points)
     near = float(np.linalg.norm(distances, axis=1).mean()) <= _AGREED_PX
-    return near and face.spread <= _AGREED_SPREAD and abs(yaw_of(points)) < REFERENCE_YAW
+    return near and face.spread <= _AGREED_SPREAD and abs(yaw_of(points)) < _PROFILE_YAW
 
 
 def _is_face(probability: float, score: float, face: Settled | None) -> bool:
