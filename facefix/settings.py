@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     min_face: float | None = Field(
         None,
         ge=0,
-        description="faces narrower than this many pixels are neither looked for nor restored; default: 24, and more "
-        "in photos of more than 6 megapixels",
+        description="faces narrower than this many pixels are left alone; default: 24, and in photos of more than 6 "
+        "megapixels, where smaller ones are looked for only if asked, more",
     )
     restore: Literal["auto", "all"] = Field("auto", description="restore only degraded faces, or all of them")
     no_ref: Literal["restore", "skip"] = Field("restore", description="what to do with a person without references")

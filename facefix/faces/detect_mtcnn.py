@@ -107,10 +107,10 @@ class MtcnnDetector:
         self._predictor = LandmarkPredictor(predictor_path)
 
     def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
-        """From ``min_face_px`` on, whatever the photo's size; by default a part of it. Smaller faces cost more time."""
+        """From a part of the photo's size on, or from ``min_face_px`` if that is less. Smaller faces cost more time."""
         least = max(LEAST_FACE_PX, PART_OF_PHOTO * math.sqrt(width * height))
         if min_face_px is not None:
-            least = max(min_face_px, float(PROPOSAL_WINDOW))
+            least = min(least, max(min_face_px, float(PROPOSAL_WINDOW)))
         return Search(least, min(LEAST_FACE_PX / least, 1.0))
 
     def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
