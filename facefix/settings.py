@@ -47,10 +47,15 @@ class Settings(BaseSettings):
     refs_from: Literal["album", "portraits", "both"] = Field("both", description="where references may come from")
     max_references: int = Field(5, ge=1, le=5, description="references per person, at most")
 
-    faces: Literal["auto", "insightface", "retinaface", "dlib"] = Field(
+    faces: Literal["auto", "insightface", "retinaface", "mtcnn", "dlib"] = Field(
         "auto", description="face detection and recognition"
     )
-    min_face: float = Field(24.0, ge=0, description="faces narrower than this many pixels are left alone")
+    min_face: float | None = Field(
+        None,
+        ge=0,
+        description="faces narrower than this many pixels are left alone; default: 24, and in photos of more than 6 "
+        "megapixels, where smaller ones are looked for only if asked, more",
+    )
     restore: Literal["auto", "all"] = Field("auto", description="restore only degraded faces, or all of them")
     no_ref: Literal["restore", "skip"] = Field("restore", description="what to do with a person without references")
 

@@ -6,12 +6,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from facefix.faces.backends import Backend
+from facefix.faces.detect import Search
 from facefix.faces.embed import DLIB_SCALE, IdentityScale
 from facefix.faces.face import Detection, Face, Pixels, Quality
 from facefix.methods.base import PreparedReferences, ReferenceUse, RestorerDefaults
@@ -46,7 +48,13 @@ class Squares:
 
     name = "marked"
 
-    def detect(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+    def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
+        return Search(min_face_px or 1.0)
+
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        return self.detect(rgb)
+
+    def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
         found = []
         for colour in COLOURS.values():
             rows, columns = np.nonzero(np.abs(rgb.astype(int) - colour).max(axis=2) <= 50)
@@ -108,9 +116,9 @@ class Checkered(RestorerDefaults):
         return [np.clip(crop.astype(int) + pattern, 0, 255).astype(np.uint8) for crop in crops]
 
 
-def make_face(photo: str, index: int = 0, person: str = "ann", **quality: float) -> Face:
+def make_face(photo: str, index: int = 0, person: str = "ann", **quality: Any) -> Face:
     """A face as if it had been found in a photo; sharp, frontal and large, but for what ``quality`` says."""
-    known = {"face_px": 150.0, "sharpness": 0.9, "yaw": 0.0, "roll": 0.0, "score": 0.9} | quality
+    known: dict[str, Any] = {"face_px": 150.0, "sharpness": 0.9, "yaw": 0.0, "roll": 0.0, "score": 0.9} | quality
     left = 30.0 + index * (SIDE + 30)
     points = np.array([[0.3, 0.35], [0.7, 0.35], [0.5, 0.58], [0.35, 0.78], [0.65, 0.78]]) * SIDE + (left, 50)
     vector = np.array(COLOURS[person], np.float64) - 128

@@ -30,7 +30,7 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def detect(self, rgb: np.ndarray) -> Any:
+    def detect(self, rgb: np.ndarray, min_face_px: float | None = None) -> Any:
         return self._once(rgb.tobytes(), self._inner.detect, rgb)
 
     def embed(self, crops: Sequence[np.ndarray]) -> Any:

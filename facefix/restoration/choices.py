@@ -43,17 +43,24 @@ class ModelChoice:
 def choose_backend(settings: Settings, given: Backend | None = None) -> BackendChoice:
     """The backend given by a caller, or the one the settings name. Raises WeightsUnavailable."""
     if given is not None:
-        return BackendChoice(_key(given.name, given.scale.network == "dlib"), lambda: given)
+        return BackendChoice(_key(given.name, given.scale.network == "dlib", settings.min_face), lambda: given)
     name = resolve_backend(settings.faces)
-    return BackendChoice(_key(name, not _has_arcface()), functools.cache(lambda: load_backend(name)))
+    key = _key(name, not _has_arcface(), settings.min_face)
+    return BackendChoice(key, functools.cache(lambda: load_backend(name)))
 
 
 def _has_arcface() -> bool:
     return any(name == "insightface" and usable for name, usable, _ in available())
 
 
-def _key(backend: str, embeds_with_dlib: bool) -> str:
-    """RetinaFace only detects; which embedder it works with depends on what is installed."""
+def _key(backend: str, embeds_with_dlib: bool, min_face: float | None) -> str:
+    """What a backend found before counts under this key only.
+
+    RetinaFace only detects; which embedder it works with depends on what is installed. MTCNN finds what it is asked
+    for, so that what it found with another --min-face does not count.
+    """
+    if backend == "mtcnn" and min_face is not None:
+        return f"mtcnn from {min_face:g} px"
     if backend != "retinaface":
         return backend
     return "retinaface+dlib" if embeds_with_dlib else "retinaface+arcface"

@@ -145,7 +145,7 @@ def _is_current(task: PhotoTask, row: DoneRow, records: Records, people: People)
 
     Who is in it may have been forgotten since: it is not done again without references because of that.
     """
-    if any(face.embedding is None for face in task.found.faces):
+    if any(face.embedding is None and face.quality.settled for face in task.found.faces):
         return True
     return row.recipe == task.recipe and references_are_current(task, records.faces(task.photo.relative), people)
 

@@ -249,7 +249,7 @@ class Run:
         progress.phase("looking into photos", len(paths), "photos")
 
         def look(path: Path) -> IndexedPhoto:
-            return look_into(path, backend, self.settings.max_pixels)
+            return look_into(path, backend, self.settings.max_pixels, self.settings.min_face)
 
         for path, future in bounded_map(self.pool, look, paths, ahead=2 * self.settings.cpu_threads):
             if self.options.stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from facefix.faces.detect import LEAST_FACE_PX
 from facefix.faces.face import Quality
 from facefix.faces.quality import needs_restoring
 from facefix.settings import Settings
@@ -33,8 +34,11 @@ def why_left_alone(quality: Quality, settings: Settings, *, excluded: bool = Fal
     """Why a face is not restored at all; None when it is."""
     if excluded:
         return "excluded in people.toml"
-    if quality.face_px < settings.min_face:
-        return f"{quality.face_px:.0f} px wide, below --min-face {settings.min_face:g}"
+    if not quality.settled:
+        return "its landmarks cannot be found: in profile, or half hidden"
+    least = LEAST_FACE_PX if settings.min_face is None else settings.min_face
+    if quality.face_px < least:
+        return f"{quality.face_px:.0f} px wide, below --min-face {least:g}"
     if settings.restore == "all":
         return None
     needed, reason = needs_restoring(quality)

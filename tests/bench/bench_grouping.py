@@ -1,6 +1,6 @@
 """How well faces are grouped, and what it costs: real crops for quality, made-up embeddings for size.
 
-    python tests/bench/bench_grouping.py quality SHARED [--cache FILE]   precision and recall of pairs
+    python tests/bench/bench_grouping.py quality SHARED [--cache FILE] [--faces mtcnn]   precision and recall of pairs
     python tests/bench/bench_grouping.py portraits SHARED                blurred faces, soft portraits
     python tests/bench/bench_grouping.py size [--faces 100000]           time and peak memory
 
@@ -66,10 +66,10 @@ class Score:
         return f"precision {self.precision:.4f}  recall {self.recall:.4f}  wrong pairs {self.wrong}"
 
 
-def read_crops(shared: Path, backend: Backend, cache: Path | None = None) -> Crops:
+def read_crops(shared: Path, backend: Backend, cache: Path | None = None, splits: Sequence[str] = SPLITS) -> Crops:
     """Every public crop as a face of a photo of its own."""
     with open(shared / "data" / "manifest.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] in SPLITS]
+        rows = [row for row in csv.DictReader(file) if row["split"] in splits]
     if cache is not None and cache.is_file():
         stored = np.load(cache)
         embeddings, numbers = stored["embeddings"], stored["numbers"]
@@ -90,16 +90,21 @@ def read_crops(shared: Path, backend: Backend, cache: Path | None = None) -> Cro
     return Crops(faces, np.array([row["identity"] for row in rows]), np.array([row["split"] for row in rows]))
 
 
+_IN_CROP = align.TEMPLATE_512
+
+
 def _read_face(path: Path, key: str, backend: Backend) -> Face:
-    """The crop is embedded as it lies; its yaw is that of the landmarks that the detector finds in it."""
+    """The crop as the detector's landmarks align it: found, embedded and judged as in a photo, or as it lies if not."""
     crop = np.array(Image.open(path).convert("RGB"))
     side = crop.shape[0]
     landmarks = (align.TEMPLATE_512 + 0.5) * (side / align.CROP_SIZE) - 0.5
     detection = Detection((0, 0, side, side), landmarks, 1.0)
     large = align.warp(crop, align.crop_matrix(landmarks))
-    found = max(backend.detector.detect(large), key=lambda face: face.box[2] - face.box[0], default=detection)
-    quality = replace(assess(large, detection), yaw=yaw_of(found.landmarks))
-    return Face(key, 0, detection, backend.embedder.embed([crop])[0], quality)
+    settled = [face for face in backend.detector.detect(large) if face.settled]
+    found = max(settled, key=lambda face: face.box[2] - face.box[0], default=replace(detection, landmarks=_IN_CROP))
+    aligned = align.warp(large, align.crop_matrix(found.landmarks))
+    quality = replace(assess(aligned, detection), yaw=yaw_of(found.landmarks))
+    return Face(key, 0, detection, backend.embedder.embed([aligned])[0], quality)
 
 
 def _face(key: str, embedding: NDArray[np.float32], numbers: NDArray[np.float64]) -> Face:
@@ -186,9 +191,9 @@ def wrong_references(crops: Crops, backend: Backend) -> tuple[int, int]:
     return chosen, wrong
 
 
-def measure_quality(shared: Path, cache: Path | None) -> None:
-    backend = load_backend("dlib")
-    crops = read_crops(shared, backend, cache)
+def measure_quality(shared: Path, cache: Path | None, faces: str, splits: Sequence[str]) -> None:
+    backend = load_backend(faces)
+    crops = read_crops(shared, backend, cache, splits)
     print(f"{len(crops.faces)} crops of {len(np.unique(crops.people))} people")
     print(f"all crops together     {score_groups(crops, backend)}")
     print(f"eval_public alone      {score_groups(crops.subset(crops.splits == 'eval_public'), backend)}")
@@ -287,6 +292,8 @@ def main() -> None:
     quality = what.add_parser("quality")
     quality.add_argument("shared", type=Path)
     quality.add_argument("--cache", type=Path)
+    quality.add_argument("--faces", default="auto")
+    quality.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
     portraits = what.add_parser("portraits")
     portraits.add_argument("shared", type=Path)
     portraits.add_argument("--people", type=int, default=80)
@@ -294,7 +301,7 @@ def main() -> None:
     size.add_argument("--faces", type=int, default=100_000)
     arguments = parser.parse_args()
     if arguments.what == "quality":
-        measure_quality(arguments.shared, arguments.cache)
+        measure_quality(arguments.shared, arguments.cache, arguments.faces, arguments.splits)
     elif arguments.what == "portraits":
         measure_portraits(arguments.shared, arguments.people)
     else:

@@ -30,6 +30,7 @@ from albums import PEOPLE, landscape, old_photo
 
 from facefix.faces.align import crop_matrix, warp
 from facefix.faces.backends import Backend, load_backend
+from facefix.faces.detect import Search
 from facefix.faces.face import Detection
 from facefix.jobs.restore import restore_album
 from facefix.methods.base import Pixels
@@ -81,8 +82,8 @@ class Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def detect(self, rgb: np.ndarray) -> Any:
-        return self._timed(self.inner.detect, rgb)
+    def detect(self, rgb: np.ndarray, min_face_px: float | None = None) -> Any:
+        return self._timed(lambda pixels: self.inner.detect(pixels, min_face_px), rgb)
 
     def embed(self, crops: Any) -> Any:
         return self._timed(self.inner.embed, crops)
@@ -103,7 +104,13 @@ class OneFace:
     dim: int = 128
     scale: Any = None
 
-    def detect(self, rgb: np.ndarray) -> list[Detection]:
+    def search(self, width: int, height: int, min_face_px: float | None = None) -> Search:
+        return Search(24.0)
+
+    def glance(self, rgb: np.ndarray) -> list[Detection]:
+        return self.detect(rgb)
+
+    def detect(self, rgb: np.ndarray, min_face_px: float | None = None) -> list[Detection]:
         if int(rgb.sum(dtype=np.int64)) % 10:  # the same for a photo that is turned
             return []
         points = np.array([[130, 90], [190, 90], [160, 125], [135, 155], [185, 155]], float)

@@ -108,14 +108,14 @@ def retinaface_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_auto_takes_what_is_installed(tmp_path: Path, insightface_home: Path) -> None:
-    assert backends.resolve_backend("auto", tmp_path / "nothing") == "dlib"
+    assert backends.resolve_backend("auto", tmp_path / "nothing") == "mtcnn"
     assert backends.resolve_backend("auto", insightface_home) == "insightface"
     assert backends.resolve_backend("dlib", insightface_home) == "dlib"
 
 
 def test_available_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> None:
     rows = {name: (usable, reason) for name, usable, reason in backends.available(tmp_path)}
-    assert list(rows) == ["insightface", "retinaface", "dlib"]
+    assert list(rows) == ["insightface", "retinaface", "mtcnn", "dlib"]
     assert rows["dlib"][0]
     assert not rows["insightface"][0]
     assert "facefix models pull buffalo_l" in rows["insightface"][1]
@@ -126,8 +126,8 @@ def test_available_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> Non
 def test_missing_weights_and_unknown_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=name):
         backends.load_backend(name, tmp_path)
-    with pytest.raises(UsageError, match="expected auto, insightface, retinaface, dlib, found 'mtcnn'"):
-        backends.load_backend("mtcnn", tmp_path)
+    with pytest.raises(UsageError, match="expected auto, insightface, retinaface, mtcnn, dlib, found 'haar'"):
+        backends.load_backend("haar", tmp_path)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from facefix.faces.backends import Backend, load_backend
 
 @pytest.fixture(scope="session")
 def backend() -> Backend:
-    """dlib's networks, remembering what they said about a picture: the albums here show the same ones again."""
-    real = load_backend("dlib")
+    """The default backend, remembering what it said about a picture: the albums here show the same ones again."""
+    real = load_backend("mtcnn")
     return replace(real, detector=Remembering(real.detector), embedder=Remembering(real.embedder))
 
 

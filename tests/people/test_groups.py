@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from skimage import data
 
 from facefix.faces import align
 from facefix.faces.backends import Backend, load_backend
 from facefix.faces.embed import DLIB_SCALE
 from facefix.faces.face import Detection, Face, Quality
-from facefix.faces.index import index_photo
 from facefix.people.groups import group_faces
 from facefix.people.references import centroid, choose_references
 
 YEAR = 365.25 * 86400
-
-
-@dataclass(frozen=True)
-class Upright:
-    """A photo as index_photo sees it."""
-
-    pixels: NDArray[np.uint8]
-    orientation: int | None = None
-    taken: float | None = None
-    path: Path = Path("album/one.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +40,7 @@ def face(photo: str, person: int, *, off: float = 0.1, seed: int = 0, sharpness:
     noise -= (noise @ own) * own
     vector = own + noise / np.linalg.norm(noise) * off
     embedding = (vector / np.linalg.norm(vector)).astype(np.float32)
-    numbers = {"face_px": 250.0, "yaw": 0.0, "roll": 0.0, "score": 0.8} | changes
+    numbers: dict[str, Any] = {"face_px": 250.0, "yaw": 0.0, "roll": 0.0, "score": 0.8} | changes
     taken = numbers.pop("taken", None)
     quality = Quality(sharpness=sharpness, **numbers)
     return Face(photo, 0, Detection((0, 0, 1, 1), align.TEMPLATE_512, 1.0), embedding, quality, taken)
@@ -59,52 +48,6 @@ def face(photo: str, person: int, *, off: float = 0.1, seed: int = 0, sharpness:
 
 def keys(groups: Sequence[Sequence[Face]]) -> list[list[str]]:
     return [[member.photo for member in group] for group in groups]
-
-
-def test_index_gives_embedding_quality_and_date(backend: Backend) -> None:
-    picture = np.ascontiguousarray(data.astronaut()[:300, 80:380])
-    (found,) = index_photo(Upright(picture, taken=5.0), backend)
-    assert (found.photo, found.index, found.taken) == ("album/one.jpg", 0, 5.0)
-    assert found.embedding is not None and found.embedding.shape == (128,)
-    assert 90 < found.quality.face_px < 120
-    assert abs(found.quality.yaw) < 0.2
-
-
-@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-def test_turned_photos_without_orientation(backend: Backend, quarter_turns: int) -> None:
-    upright = np.ascontiguousarray(data.astronaut()[:260, 90:350])
-    (expected,) = index_photo(Upright(upright), backend)
-    turned = np.ascontiguousarray(np.rot90(upright, quarter_turns))
-    (found,) = index_photo(Upright(turned), backend)
-    side = 259
-    x, y = expected.detection.landmarks.T
-    there = {1: (y, side - x), 2: (side - x, side - y), 3: (side - y, x)}[quarter_turns]
-    assert np.abs(found.detection.landmarks - np.stack(there, axis=1)).max() < 0.5
-    assert found.embedding is not None and expected.embedding is not None
-    assert backend.similarity(found.embedding, expected.embedding) > 0.97
-    assert index_photo(Upright(turned, orientation=1), backend) == []
-
-
-def test_small_faces_of_a_large_turned_photo(backend: Backend) -> None:
-    """They are too small to be found at half the size, where turned photos are looked at first."""
-    picture = Image.fromarray(data.astronaut()[:260, 90:350]).resize((120, 120), Image.Resampling.LANCZOS)
-    photo = Image.new("RGB", (700, 660), (90, 100, 110))
-    photo.paste(picture, (300, 250))
-    pixels = np.asarray(photo)
-    assert len(index_photo(Upright(pixels), backend)) == 1
-    for quarter_turns in (1, 2):
-        turned = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
-        assert backend.detector.detect(np.asarray(photo.reduce(2))) == []
-        (found,) = index_photo(Upright(turned), backend)
-        assert found.detection.confidence > 0.7
-
-
-def test_faces_are_numbered_left_to_right(backend: Backend) -> None:
-    portrait = data.astronaut()[:260, 90:350]
-    both = np.ascontiguousarray(np.concatenate([portrait, portrait[:, ::-1]], axis=1))
-    found = index_photo(Upright(both), backend)
-    assert [one.index for one in found] == [0, 1]
-    assert found[0].detection.box[0] < 260 < found[1].detection.box[0]
 
 
 def test_people_are_told_apart(backend: Backend) -> None:

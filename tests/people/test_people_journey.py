@@ -49,7 +49,7 @@ faces = ["bea.jpg#0", "@refs/bea/0.png#0"]
 
 @pytest.fixture(scope="module")
 def backend() -> Backend:
-    return load_backend("dlib")
+    return load_backend("mtcnn")
 
 
 def outcomes(out: Path) -> dict[str, FaceOutcome]:

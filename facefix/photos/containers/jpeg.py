@@ -110,7 +110,21 @@ def open(data: bytes) -> Source:
 
 def decode(source: Source) -> Raster:
     """Decode with libjpeg."""
+    return _raster(_pillow(source))
+
+
+def decode_reduced(source: Source, reduction: int) -> Raster:
+    """Decode 2, 4 or 8 times smaller, sides rounded up: libjpeg leaves out the frequencies that do not show there."""
     image = _pillow(source)
+    width, height = source.size
+    image.draft(image.mode, (width // reduction, height // reduction))
+    expected = (-(-width // reduction), -(-height // reduction))
+    if image.size != expected:
+        raise ValueError(f"expected a reduced size of {expected}, found {image.size}")
+    return _raster(image)
+
+
+def _raster(image: JpegImagePlugin.JpegImageFile) -> Raster:
     image.load()
     samples = np.asarray(image)
     if image.mode == "L":
