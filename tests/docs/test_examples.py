@@ -132,7 +132,8 @@ def test_python_faces(tmp_path: Path, python: Python) -> None:
     for name in ("reference", "face"):
         portrait("ann", side=64).save(tmp_path / f"{name}.png")
     assert python("restore_faces.py", "out", "reference.png", "--", "face.png", folder=tmp_path) == 0
-    assert Image.open(tmp_path / "out" / "face.png").size == (64, 64)
+    with Image.open(tmp_path / "out" / "face.png") as picture:
+        assert picture.size == (64, 64)
     assert "python restore_faces.py" in str(python("restore_faces.py", "out", "face.png", folder=tmp_path))
 
 

@@ -89,7 +89,8 @@ def test_files_that_are_not_ours_are_left_replaced_or_refused(place: Place) -> N
     summary = place.restore(if_exists="skip")
     assert summary.occupied == 1 and (place.output / "ann0.jpg").read_bytes() == b"mine"
     assert place.restore(if_exists="overwrite").statuses == {"restored": 1}
-    Image.open(place.output / "ann0.jpg").verify()
+    with Image.open(place.output / "ann0.jpg") as picture:
+        picture.verify()
     with (place.output / "bea0.jpg").open("ab") as file:
         file.write(b"edited by hand")
     old_photo("bea", 9).save(place.album / "bea0.jpg")

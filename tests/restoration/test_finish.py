@@ -104,7 +104,8 @@ def test_photos_without_faces_are_copied_enlarged_or_left(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     assert finisher(tmp_path).pass_on(task).status == "copied"
     enlarged = finisher(tmp_path, upscale=2).pass_on(replace(task, scale=2))
-    assert enlarged.status == "enlarged" and Image.open(tmp_path / "out" / "a.png").size == (800, 400)
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert enlarged.status == "enlarged" and picture.size == (800, 400)
     animated = replace(task, found=replace(task.found, copy_reason="animated PNG with 2 frames"))
     outcome = finisher(tmp_path, upscale=2).pass_on(animated)
     assert (outcome.status, outcome.reason) == ("copied", "animated PNG with 2 frames")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def test_grey(arrays: Arrays) -> None:
 def test_visual_encoder_in_published_size(golden_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(golden_folder))
     recipe = __import__("make_ckpts")
-    state, tokens = recipe.full_visual_encoder()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it leaves its list of keys open
+        state, tokens = recipe.full_visual_encoder()
     sys.modules.pop("make_ckpts")
     weights = {name: torch.from_numpy(value) for name, value in state.items()}
     encoder = VisualEncoder(**config_of(weights, 768))
