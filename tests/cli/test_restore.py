@@ -105,7 +105,7 @@ def test_names_of_photos_from_a_list(place: Path, model: Path, tmp_path: Path) -
         (["restore", "a.png", "-o", "out", "--strength", "7"], 2, "--strength"),
         (["restore", "a.png", "-o", "out", "-0"], 2, "-0"),
         (["restore", "a.png", "-o", "out", "--device", "cuda:77", "--model", "small"], 2, "cuda:77"),
-        (["restore", "a.png", "-o", "out", "--faces", "mtcnn"], 2, "mtcnn"),
+        (["restore", "a.png", "-o", "out", "--faces", "haar"], 2, "haar"),
         (["restore", "a.png", "-o", "out", "--model", "none-such"], 69, "none-such"),
         (["restore", "a.png", "-o", "out", "--files-from", "gone"], 2, "gone"),
         (["restore", "a.png", "-o", "/proc/nothing/here"], 1, "/proc/nothing/here"),
