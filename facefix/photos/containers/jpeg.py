@@ -8,11 +8,14 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin
 
+from facefix.photos.containers import jpeg_end, jpeg_scans
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.metadata import exif as exif_block
 from facefix.photos.metadata import ifd
@@ -26,12 +29,19 @@ _SOI, _EOI, _SOS, _DQT, _DRI, _COM, _APP0, _APP1, _APP2, _APP13, _APP14 = (
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _METADATA = frozenset(range(0xE0, 0xF0)) | {_COM}
+_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a length."""
+_DNL = 0xDC
 
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _LONGEST_PAYLOAD = 65533
+
+_PILLOWS_BUFFER = threading.Lock()
+_LARGEST_BYTES_PER_SAMPLE = 2
+"""An incompressible block takes less than two bytes a coefficient."""
 
 _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
 """Sampling factors of luma relative to chroma, as Pillow numbers them: 4:4:4, 4:2:2, 4:2:0."""
@@ -71,6 +81,8 @@ class _Details:
     """offset of the first segment that is not metadata"""
     picture_end: int
     """offset of the first byte after the picture; what follows (previews, gain maps, videos) is kept"""
+    stream: bytes
+    """the picture alone, with all that its decoder needs and nothing that it might stumble over"""
 
 
 def open(data: bytes) -> Source:
@@ -80,12 +92,15 @@ def open(data: bytes) -> Source:
     if frame is None or len(frame.payload) < 6:
         raise ValueError("no frame header")
     _, height, width, count = struct.unpack_from(">BHHB", frame.payload)
+    height = height or _number_of_lines(segments)
     if count not in _MODES or len(frame.payload) < 6 + 3 * count:
         raise ValueError(f"{count} colour components")
     found = (struct.unpack_from("3B", frame.payload, 6 + 3 * index) for index in range(count))
     components = tuple(_Component(name, (sampling >> 4, sampling & 15), table) for name, sampling, table in found)
     restarts = [segment.payload for segment in segments if segment.marker == _DRI and len(segment.payload) == 2]
     metadata = tuple(segment for segment in segments if segment.marker in _METADATA)
+    if data[picture_end - 2 : picture_end] != b"\xff\xd9":
+        picture_end = _end_of_picture(data, segments, picture_end, height, components)
     frames = _pictures_of_one_work(metadata)
     return Source(
         format="JPEG",
@@ -104,6 +119,7 @@ def open(data: bytes) -> Source:
             struct.unpack(">H", restarts[0])[0] if restarts else 0,
             next(segment.start for segment in segments if segment.marker not in _METADATA),
             picture_end,
+            _stream(data, segments, picture_end, height),
         ),
     )
 
@@ -185,8 +201,47 @@ def _pillow(source: Source) -> JpegImagePlugin.JpegImageFile:
         for segment in details.metadata
         if segment.start < details.tables_at and (segment.marker == _APP0 or _is_adobe(segment))
     ]
-    stream = b"".join([b"\xff\xd8", *coding, source.data[details.tables_at :]])
+    stream = b"".join([b"\xff\xd8", *coding, details.stream])
     return JpegImagePlugin.JpegImageFile(io.BytesIO(stream))
+
+
+def _end_of_picture(
+    data: bytes, segments: list[_Segment], end: int, height: int, components: tuple[_Component, ...]
+) -> int:
+    """Where a picture without end marker ends. Raises ValueError where it is truncated."""
+    scans = [segment for segment in segments if segment.marker == _SOS]
+    if not scans:
+        raise ValueError("truncated: no picture")
+    start = scans[-1].start + len(scans[-1].data)
+    coding = [segment.data for segment in segments if segment.marker == _APP0 or _is_adobe(segment)]
+
+    def stream(until: int) -> bytes:
+        picture = _stream(data, segments, until, height).removesuffix(b"\xff\xd9")
+        return b"".join([b"\xff\xd8", *coding, picture])
+
+    names = [component.identifier for component in components]
+    return jpeg_end.find_end(stream, start, end, names, [scan.payload for scan in scans])
+
+
+def _stream(data: bytes, segments: list[_Segment], picture_end: int, height: int) -> bytes:
+    """From the first table to the end of the picture, without stray bytes, with the height and the end marker."""
+    parts = []
+    for segment in segments:
+        if segment.marker == _SOS:
+            parts.append(data[segment.start : picture_end])
+            break
+        if segment.marker in _FRAMES:
+            payload = segment.payload[:1] + struct.pack(">H", height) + segment.payload[3:]
+            parts.append(replace(segment, payload=payload).data)
+        elif segment.marker not in _METADATA:
+            parts.append(segment.data)
+    return b"".join(parts).removesuffix(b"\xff\xd9") + b"\xff\xd9"
+
+
+def _number_of_lines(segments: list[_Segment]) -> int:
+    """The height that stands after the first scan (T.81, annex B.2.5); 0 where none does."""
+    found = next((segment.payload for segment in segments if segment.marker == _DNL), b"")
+    return int(struct.unpack(">H", found)[0]) if len(found) == 2 else 0
 
 
 def _parse(data: bytes) -> tuple[list[_Segment], int]:
@@ -195,16 +250,19 @@ def _parse(data: bytes) -> tuple[list[_Segment], int]:
         raise ValueError("no JPEG")
     segments, at = list[_Segment](), 2
     while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            raise ValueError(f"expected a marker at byte {at}")
-        marker = data[at + 1]
-        if marker == 0xFF:
+        if data[at] != 0xFF or data[at + 1] in (0xFF, 0):  # fill bytes, or stray ones, which decoders pass over
             at += 1
             continue
+        marker = data[at + 1]
         if marker == _EOI:
             return segments, at + 2
+        if marker in _ALONE:
+            at += 2
+            continue
         length = struct.unpack_from(">H", data, at + 2)[0]
         if length < 2 or at + 2 + length > len(data):
+            if any(segment.marker == _SOS for segment in segments):
+                return segments, at  # no marker, but bytes of what follows a picture without an end marker
             raise ValueError("truncated in a segment")
         segments.append(_Segment(marker, data[at + 4 : at + 2 + length], at))
         at += 2 + length
@@ -242,19 +300,43 @@ def _encode_picture(source: Source, raster: Raster) -> tuple[bytes, tuple[str, .
     image = Image.fromarray(contiguous(samples), mode="CMYK" if raster.model == "cmyk" else None)
     sampling = _relative_sampling(details.components)
     known = _SUBSAMPLINGS.get(sampling, 0) if sampling else 0
-    notes = () if sampling is None or sampling in _SUBSAMPLINGS else ("unusual chroma subsampling became 4:4:4",)
     keeps_rgb = source.mode == "RGB" and _is_stored_as_rgb(details)
+    if raster.model == "rgb" and not keeps_rgb and sampling not in _SUBSAMPLINGS:
+        return _in_scans(source, raster), ()
+    options = {
+        "qtables": _tables(source),
+        "subsampling": 0 if raster.model == "cmyk" else known,
+        "progressive": details.progressive,
+        "keep_rgb": keeps_rgb,
+        "restart_marker_blocks": details.restart_interval,
+    }
+    return _saved(image, options), ()
+
+
+def _in_scans(source: Source, raster: Raster) -> bytes:
+    components: tuple[_Component, ...] = source.details.components
+    quantization = _pillow(source).quantization
+    tables = [list(quantization[component.table]) for component in components]
+    sampling = [component.sampling for component in components]
+    return jpeg_scans.encode(raster.samples, tables, sampling, [component.identifier for component in components])
+
+
+def _saved(image: Image.Image, options: dict[str, Any]) -> bytes:
+    """What Pillow writes. Its buffer must hold a whole progressive picture; a byte a pixel is not always enough."""
     buffer = io.BytesIO()
-    image.save(
-        buffer,
-        "JPEG",
-        qtables=_tables(source),
-        subsampling=0 if raster.model == "cmyk" else known,
-        progressive=details.progressive,
-        keep_rgb=keeps_rgb,
-        restart_marker_blocks=details.restart_interval,
-    )
-    return buffer.getvalue(), notes
+    try:
+        image.save(buffer, "JPEG", **options)
+        return buffer.getvalue()
+    except OSError:
+        buffer = io.BytesIO()
+        with _PILLOWS_BUFFER:
+            usual = ImageFile.MAXBLOCK
+            ImageFile.MAXBLOCK = max(usual, _LARGEST_BYTES_PER_SAMPLE * image.width * image.height * 4)
+            try:
+                image.save(buffer, "JPEG", **options)
+            finally:
+                ImageFile.MAXBLOCK = usual
+        return buffer.getvalue()
 
 
 def _tables(source: Source) -> list[list[int]]:

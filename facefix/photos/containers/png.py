@@ -82,7 +82,7 @@ def open(data: bytes) -> Source:
         icc=icc,
         xmp=_xmp_packet(chunks),
         frames=frames,
-        copy_reason=f"animated PNG with {frames} frames" if frames > 1 else None,
+        copy_reason=_why_not_written(chunks, frames),
         notes=(note,) if note else (),
         details=_Details(depth, colour, bool(interlace), tuple(chunks), tail),
     )
@@ -129,6 +129,17 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
 def is_lossless(source: Source) -> bool:
     """Always."""
     return True
+
+
+def _why_not_written(chunks: list[_Chunk], frames: int) -> str | None:
+    """What an animated PNG shows is its frames: the picture in IDAT only where that is the only frame (APNG 1.0)."""
+    kinds = [chunk.kind for chunk in chunks]
+    if b"acTL" not in kinds:
+        return None
+    control = kinds.index(b"fcTL") if b"fcTL" in kinds else len(kinds)
+    if frames == 1 and b"IDAT" in kinds and control < kinds.index(b"IDAT") and b"fdAT" not in kinds:
+        return None
+    return f"animated PNG with {frames} frame{'s' * (frames != 1)}"
 
 
 def _mode(depth: int, colour: int) -> str:

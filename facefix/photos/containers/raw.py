@@ -105,7 +105,7 @@ def _tiff(raster: Raster, described: Described) -> bytes:
     block = described.exif or _EMPTY_BLOCK
     layout, at = ifd.header(block)
     first = ifd.directory(block, layout, at)
-    patch = Patch(block, ifd.Directory(layout, first.entries, 0, first.link_at))
+    patch = Patch(block, replace(first, next_at=0))
     width, height = raster.size
     strips = [
         _deflated(raster.samples[top : top + _ROWS_PER_STRIP], layout) for top in range(0, height, _ROWS_PER_STRIP)
