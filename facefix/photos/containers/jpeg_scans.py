@@ -33,7 +33,7 @@ def encode(
     :param names: identifiers of the components.
     """
     across, down = max(factor[0] for factor in sampling), max(factor[1] for factor in sampling)
-    planes = np.clip(np.rint(rgb.astype(np.float32) @ _TO_YCBCR.T + np.float32([0, 128, 128])), 0, 255)
+    planes = np.clip(np.rint(rgb.astype(np.float32) @ _TO_YCBCR.T + np.array([0, 128, 128], np.float32)), 0, 255)
     parts, scans = [b"\xff\xd8"], []
     for number, (own_across, own_down) in enumerate(sampling):
         plane = _shrunk(planes[:, :, number], across // own_across, down // own_down)

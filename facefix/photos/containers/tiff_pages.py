@@ -75,9 +75,9 @@ def named_places(data: bytes, layout: ifd.Layout, at: int) -> tuple[tuple[int, i
 
 def _why_not_written(data: bytes, first: _Picture, others: list[_Picture], below: list[_Picture]) -> str | None:
     pages = 1 + sum(not picture.reduced for picture in others if picture not in below)
-    if pages > 1:
-        return f"TIFF with {pages} pages"
     larger = max(others, key=lambda picture: picture.width * picture.height, default=first)
+    if pages > 1 and not first.reduced:
+        return f"TIFF with {pages} pages"
     if first.reduced or larger.width * larger.height > first.width * first.height:
         return (
             f"TIFF whose first picture ({first.width} x {first.height}) is a reduced copy of another "
