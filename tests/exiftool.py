@@ -15,8 +15,8 @@ OF_THE_FILE |= {"System:FileAccessDate", "System:FileInodeChangeDate"}
 
 OF_THE_PICTURE = {
     ".tif": {"StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts", "RowsPerStrip"},
-    ".avif": {"MediaDataSize", "MediaData"},
-    ".heic": {"MediaDataSize", "MediaData"},
+    ".avif": {"MediaDataSize", "MediaData", "MediaDataOffset"},
+    ".heic": {"MediaDataSize", "MediaData", "MediaDataOffset"},
     ".jpg": set[str](),
 }
 """Where the compressed picture lies and how long it is."""

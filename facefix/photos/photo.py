@@ -128,7 +128,7 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
         if decoded.size != source.size:
             raise ValueError(f"expected {source.size} pixels, decoded {decoded.size}")
         profile, note = colour.load_profile(source.icc, decoded.model if decoded.model != "palette" else "rgb")
-        turn = None if source.format == "RAW" else exif.orientation(source.exif)
+        turn = _orientation(source)
         pixels = turning.contiguous(turning.upright(raster.to_srgb8(decoded, profile), turn))
     pixels.setflags(write=False)
     return Photo(
@@ -257,6 +257,13 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
             f"{printable(path)}: {size[0]} x {size[1]} = {size[0] * size[1]} pixels are more than the limit of "
             f"{max_pixels}; raise --max-pixels if the photo can be trusted"
         )
+
+
+def _orientation(source: Source) -> int | None:
+    """How the stored picture lies. In HEIF and AVIF only the container says so (ISO/IEC 23008-12, annex A.1)."""
+    if source.format in ("HEIF", "AVIF"):
+        return source.orientation
+    return None if source.format == "RAW" else exif.orientation(source.exif)
 
 
 def _is_plain(decoded: Raster, profile: colour.Profile | None) -> bool:

@@ -15,7 +15,6 @@ from facefix.photos.containers import tiff
 from facefix.photos.metadata import ifd
 from facefix.photos.raster import Raster
 
-
 PROFILE = srgb()
 """made once: it holds the time"""
 
