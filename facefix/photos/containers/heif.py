@@ -1,6 +1,6 @@
 """HEIC and AVIF: only the coded picture is replaced; every other box, item and property stays as it is.
 
-ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif, AVIF through imagecodecs, both with 8, 10
+ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif, AVIF through Pillow and imagecodecs, with 8, 10
 or 12 bits a sample and the chroma subsampling and colour matrix of the source. A picture made of tiles stays one.
 """
 
@@ -175,14 +175,18 @@ class Avif(_Boxed):
         return _source("AVIF", details, mode + ("A" if picture.alpha is not None else ""), picture.size, frames)
 
     def decode(self, source: Source) -> Raster:
-        """Decode with libavif."""
+        """Decode with libavif: through Pillow, and stills of more than 8 bits through imagecodecs."""
         details: _Details = source.details
-        samples = imagecodecs.avif_decode(source.data, index=0)
+        if details.bit_depth == 8 or source.frames > 1:
+            image = AvifImagePlugin.AvifImageFile(io.BytesIO(source.data))
+            image.load()
+            return _raster(np.asarray(image), image.mode, None)
+        samples = imagecodecs.avif_decode(source.data)
         samples = samples if samples.ndim == 3 else samples[:, :, None]
         if samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
             raise ValueError(f"expected one picture, decoded an array of {samples.shape}")
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[samples.shape[2]]
-        return _raster(samples, mode, None, details.bit_depth if details.bit_depth > 8 else None)
+        return _raster(samples, mode, None, details.bit_depth)
 
     def _coded(self, details: _Details, samples: NDArray[Any]) -> Coded:
         """Encode with libavif; narrow-range luma, which only Pillow offers, with Pillow."""
