@@ -13,10 +13,10 @@ DEMO ?= demo
 .PHONY: help install test lowest check format bench demo clean
 
 help:
-	@echo "make demo     restore a few photos that come with the dependencies, into $(DEMO)/"
+	@echo "make demo     restore two photos, into $(DEMO)/"
 	@echo "make test     run the tests"
 	@echo "make lowest   run the tests with the oldest releases of the dependencies that pyproject.toml allows"
-	@echo "make check    lint, format check, types"
+	@echo "make check    lint, format check, types, imports"
 	@echo "make bench    time the restoration path against a plain implementation"
 	@echo "make install  make $(VENV) with everything for development"
 
@@ -49,6 +49,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -61,4 +62,4 @@ demo: $(READY)
 	$(BIN)/python -m facefix.cli.demo $(DEMO)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,7 +12,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str = "auto") -> torch.device:
     """The device that a name stands for; ``auto`` is CUDA, then MPS, then the CPU.
 
-    :raises DeviceError: no such device here.
+    Raises:
+        DeviceError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -35,7 +36,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     On the CPU fp32 is exact and the same on every machine; bf16 is there for those with bf16 units.
 
-    :raises DeviceError: no such dtype, or not on this device.
+    Raises:
+        DeviceError: no such dtype, or not on this device.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -6,7 +6,10 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 PLAIN_SECONDS = 10.0
 """least time between two plain lines"""
@@ -134,6 +137,42 @@ class LiveDisplay:
     def say(self, message: str) -> None:
         """Print above the bar."""
         self._bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def problem(self, message: str) -> None:
+        """Print above the bar."""
+        self.say(f"facefix: {message}")
+
+
+class Notebook(ProblemsOnly):
+    """A bar of tqdm for each phase: a widget in a notebook, a line of text elsewhere. For ``Options(progress=...)``."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream or sys.stderr)
+        self._bar: tqdm[NoReturn] | None = None
+
+    def phase(self, name: str, total: int, unit: str) -> None:
+        """Show a new bar; a phase without work has none."""
+        from tqdm.auto import tqdm
+
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = tqdm(total=total, desc=name, unit=f" {unit}", file=self._stream) if total else None
+
+    def advance(self, count: int = 1, *, detail: str = "") -> None:
+        """Move the bar; close it at the end, so that a widget turns green."""
+        if self._bar is None:
+            return
+        self._bar.set_postfix_str(detail, refresh=False)
+        self._bar.update(count)
+        if self._bar.n >= (self._bar.total or 0):
+            self._bar.close()
+            self._bar = None
+
+    def say(self, message: str) -> None:
+        """Print above the bar."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(message, file=self._stream)
 
     def problem(self, message: str) -> None:
         """Print above the bar."""

@@ -14,14 +14,15 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from facefix.errors import UsageError
+from facefix.threads import usable_cores
 
 CONFIG_NAME = "facefix.toml"
 """looked for in the working folder when --config is not given"""
 
 ENV_PREFIX = "FACEFIX_"
 
-NOT_SETTINGS = frozenset({"CONFIG", "SHARED", "WEIGHTS_DIR", "WEIGHTS_MIRROR"})
-"""Variables with our prefix that are read elsewhere: which configuration file, where test pictures and weights lie."""
+NOT_SETTINGS = frozenset({"ARCFACE", "CONFIG", "SHARED", "WEIGHTS_DIR", "WEIGHTS_MIRROR"})
+"""Variables with our prefix that are read elsewhere: the configuration file, networks, weights, test pictures."""
 
 _NOT_SETTINGS_PREFIXES = ("TEST_", "BENCH_")
 _PATHS = ("refs", "output")
@@ -140,7 +141,7 @@ class Settings(BaseSettings):
     @property
     def cpu_threads(self) -> int:
         """CPU threads to use: as asked, or one per core that this process may run on."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cores()
 
     def sources(self) -> dict[str, str]:
         """Where each setting came from: ``default``, ``--flag``, a variable's name, or a file with the key."""

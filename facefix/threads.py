@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +16,27 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def usable_cores() -> int:
+    """How many cores this process may run on; all there are, on systems that do not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes its number over when it first asks, and would then take the caller's
+
+
 @contextmanager
 def cpu_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of CPU threads in which torch does not start threads of its own; the caller's keeps its number."""
     import torch
 
     own = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, "facefix", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, "facefix", initializer=_one_torch_thread) as pool:
         for future in [pool.submit(time.sleep, 0.01) for _ in range(threads)]:  # each starts a thread of the pool
             future.result()
         torch.set_num_threads(own)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from facefix.methods.base import Pixels
+from facefix.methods.base import Pixels, ReferenceUse, RestorerDefaults
 
 PEOPLE = ("ann", "bea", "cid", "dan", "eve", "fay")
 """people in the group photo; the names are ours"""
@@ -82,7 +82,7 @@ class Mean:
 
 
 @dataclass
-class Borrow:
+class Borrow(RestorerDefaults):
     """A real, if simple, restorer: lays the mean of the aligned references over the face. Counts what it is asked."""
 
     name: str = "borrow"
@@ -91,6 +91,10 @@ class Borrow:
     part: float = 0.75
     faces: int = 0
     prepared: list[int] = field(default_factory=list)
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "optional"
 
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Mean:
         self.prepared.append(len(references))

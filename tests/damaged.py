@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
@@ -81,7 +82,7 @@ def absurd_exif(generator: random.Random) -> bytes:
     return generator.choice(choices)
 
 
-def profile(space: str) -> bytes:
+def profile(space: Literal["LAB", "XYZ", "sRGB"]) -> bytes:
     """A colour profile that does not say when it was made: the same seed gives the same files."""
     made = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
     return made[:24] + bytes(12) + made[36:]
@@ -202,8 +203,8 @@ def wrong_extension(generator: random.Random) -> Damaged:
             b"\0" * 4096,
         ]
     )
-    suffix = generator.choice([b"jpg", b"jpeg", b"png", b"tif", b"webp", b"bmp"])
-    return Damaged(b"none." + suffix, content, "wrong extension, no photo inside", FAILS)
+    ending = generator.choice([b"jpg", b"jpeg", b"png", b"tif", b"webp", b"bmp"])
+    return Damaged(b"none." + ending, content, "wrong extension, no photo inside", FAILS)
 
 
 def empty(generator: random.Random) -> Damaged:

@@ -160,7 +160,7 @@ def _png_key(path: Path) -> None:
 
 def _png_grey(depth: int) -> Make:
     def make(path: Path) -> None:
-        grey = portrait()[:, :, 1] >> (8 - depth)
+        grey = np.asarray(portrait()[:, :, 1] >> (8 - depth), np.uint8)
         bits = np.unpackbits(grey[:, :, None], axis=2)[:, :, 8 - depth :].reshape(len(grey), -1)
         path.write_bytes(_png(grey.shape[::-1], depth, 0, [row.tobytes() for row in np.packbits(bits, axis=1)]))
 
@@ -249,7 +249,7 @@ def dng(path: Path, orientation: int = 6) -> None:
     linear = (portrait().astype(np.float64) / 255) ** 2.2 * 65535
     mosaic = linear[:, :, 1].copy()
     mosaic[::2, ::2], mosaic[1::2, 1::2] = linear[::2, ::2, 0], linear[1::2, 1::2, 2]
-    matrix = (32404, 10000, -15371, 10000, -4985, 10000, -9692, 10000, 18760, 10000, 415, 10000)
+    matrix: tuple[int, ...] = (32404, 10000, -15371, 10000, -4985, 10000, -9692, 10000, 18760, 10000, 415, 10000)
     matrix += (556, 10000, -2040, 10000, 10572, 10000)
     tifffile.imwrite(
         path,
@@ -366,7 +366,8 @@ ALL: dict[str, Make] = JPEGS | PNGS | TIFFS | OTHERS
 
 
 def make(folder: Path, name: str) -> Path:
-    """Write the photo called ``name`` into ``folder``; return its path."""
+    """Path of the photo called ``name`` in ``folder``, made where it is not there."""
     path = folder / name
-    (ALL | HEICS)[name](path)
+    if not path.exists():
+        (ALL | HEICS)[name](path)
     return path

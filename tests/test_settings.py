@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from facefix.device import DTYPES
 from facefix.errors import UsageError
@@ -92,5 +93,14 @@ def test_configuration_files(tmp_path: Path) -> None:
 def test_settings_are_immutable_and_described() -> None:
     settings = Settings.load(environ={})
     with pytest.raises(ValueError, match="frozen"):
-        settings.steps = 3
+        settings.steps = 3  # type: ignore[misc]
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_no_variable_that_facefix_reads_is_taken_for_a_misspelt_setting() -> None:
+    """Each ``FACEFIX_...`` in the package is a setting or known to be something else."""
+    texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "facefix").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"\bFACEFIX_[A-Z][A-Z_]*[A-Z]\b", text)}
+    assert {"FACEFIX_ARCFACE", "FACEFIX_WEIGHTS_DIR"} <= named
+    settings = {f"FACEFIX_{name.upper()}" for name in Settings.model_fields}
+    Settings.load(environ=dict.fromkeys(named - settings - {"FACEFIX_CONFIG"}, "x"))

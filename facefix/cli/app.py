@@ -11,8 +11,8 @@ from typing import Any
 
 import typer
 
-from facefix import __version__
 from facefix.errors import FacefixError
+from facefix.version import __version__
 
 app = typer.Typer(
     name="facefix",

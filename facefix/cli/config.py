@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
+from facefix import folders
 from facefix.cli.app import app
 from facefix.settings import Settings
-from facefix.weights import catalogue as weights
 
 config = typer.Typer(help="Show the settings in force.", no_args_is_help=True)
 app.add_typer(config, name="config")
@@ -55,6 +55,6 @@ def _weights_rows() -> list[tuple[str, Any, str]]:
     chosen = "FACEFIX_WEIGHTS_DIR" if os.environ.get("FACEFIX_WEIGHTS_DIR") else "default"
     mirror = os.environ.get("FACEFIX_WEIGHTS_MIRROR")
     return [
-        ("weights_dir", str(weights.weights_dir()), chosen),
+        ("weights_dir", str(folders.weights_dir()), chosen),
         ("weights_mirror", mirror, "FACEFIX_WEIGHTS_MIRROR" if mirror else "default"),
     ]

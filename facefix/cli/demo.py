@@ -1,7 +1,7 @@
-"""``make demo``: the main job on real photos that come with the dependencies.
+"""``make demo``: the main job on real photos, one that comes with facefix and one that comes with insightface.
 
-The album is degraded copies of NASA's portrait of Eileen Collins (public domain, in scikit-image) and of insightface's
-sample group photo; the portraits are the faces of the sharp ones. That is the best case: seldom does a person have a
+The album is degraded copies of NASA's portrait of Eileen Collins (public domain) and of insightface's sample
+group photo; the portraits are the faces of the sharp ones. That is the best case: seldom does a person have a
 portrait with the very look of the photo. The astronaut's is mirrored, so that it is at least not the very same pixels;
 the group's are not, since mirrored they would look the other way.
 """
@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 from PIL import Image, ImageFilter
 
 from facefix.cli import run
@@ -26,8 +25,7 @@ PORTRAIT_MARGIN = 1.2
 
 def astronaut() -> Image.Image:
     """NASA's portrait of Eileen Collins, 512 x 512 px."""
-    pixels: np.ndarray = skimage.data.astronaut()  # type: ignore[no-untyped-call]
-    return Image.fromarray(pixels)
+    return Image.open(str(files("facefix.cli") / "pictures" / "astronaut.jpg")).convert("RGB")
 
 
 def group() -> Image.Image:
@@ -38,8 +36,11 @@ def group() -> Image.Image:
 def degraded(image: Image.Image, *, blur: float, shrink: float, noise: float, quality: int, seed: int) -> Image.Image:
     """A bad copy: blurred, shrunk, noisy, JPEG-compressed, enlarged again.
 
-    :param blur: radius in px of the original.
-    :param shrink: factor; :param noise: standard deviation in levels; :param quality: of the JPEG.
+    Args:
+        blur: radius in px of the original.
+        shrink: factor
+        noise: standard deviation in levels
+        quality: of the JPEG.
     """
     small = image.filter(ImageFilter.GaussianBlur(blur)).resize(
         (round(image.width / shrink), round(image.height / shrink)), Image.Resampling.BILINEAR

@@ -7,13 +7,15 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
 
 import typer
 
 from facefix.errors import UsageError
-from facefix.restoration.run import Request
 from facefix.settings import Settings
+
+if TYPE_CHECKING:
+    from facefix.restoration.run import Request
 
 _DECLARATIONS: dict[str, tuple[str, ...]] = {
     "output": ("--output", "-o"),

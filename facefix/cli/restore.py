@@ -9,7 +9,6 @@ import typer
 from facefix.cli.app import app
 from facefix.cli.console import _line, outcome_dict, print_json
 from facefix.cli.options import Config, FilesFrom, Inputs, Nul, Quiet, request_of, with_settings
-from facefix.stop import _stopping
 
 if TYPE_CHECKING:
     from facefix.outputs.outcomes import PhotoOutcome
@@ -51,10 +50,10 @@ def restore(
     from facefix.jobs.restore import restore_album
     from facefix.progress import open_progress
     from facefix.restoration.run import Options
-    from facefix.stop import Stop
+    from facefix.stop import Stop, stopping
 
     stop = Stop()
-    with open_progress(quiet=quiet) as progress, _stopping(stop):
+    with open_progress(quiet=quiet) as progress, stopping(stop):
 
         def tell(outcome: PhotoOutcome) -> None:
             if as_jsonl:

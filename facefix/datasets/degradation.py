@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import scipy.fft
@@ -25,10 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from facefix.datasets import jpeg as torch_jpeg
 from facefix.errors import UsageError
-
-Jpeg = Literal["pillow", "torch"]
 
 KERNEL_RADIUS = 20
 """Pixels at 512: the kernel is 41 x 41, also where a wide Gaussian would need more."""
@@ -125,18 +121,16 @@ def degrade(
     preset: str | Ranges = "spec",
     *,
     scale: float = 1.0,
-    jpeg: Jpeg = "pillow",
 ) -> Tensor:
     """Low-quality versions of ``images`` (B, 3, H, W), RGB in [0, 1], one seed each; same shape and range, 256 levels.
 
-    ``scale``: size of the images relative to 512 (module docstring). ``jpeg``: ``pillow`` compresses for real, on the
-    CPU; ``torch`` repeats libjpeg's arithmetic on the images' device and differs by a level here and there.
+    ``scale``: size of the images relative to 512 (module docstring). JPEG is libjpeg's, on the CPU.
     Raises UsageError for an unknown preset or a number of seeds that does not fit.
     """
-    return apply(images, [draw(preset, seed) for seed in seeds], scale=scale, jpeg=jpeg)
+    return apply(images, [draw(preset, seed) for seed in seeds], scale=scale)
 
 
-def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float = 1.0, jpeg: Jpeg = "pillow") -> Tensor:
+def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float = 1.0) -> Tensor:
     """``degrade`` with the degradations given, one for each image."""
     if images.ndim != 4 or images.shape[1] != 3 or len(degradations) != len(images):
         raise UsageError(
@@ -148,7 +142,7 @@ def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float =
     for group in _alike_in_size(fitted, images.shape[2], images.shape[3]):
         members = torch.tensor(group, device=images.device)
         with torch.autocast(images.device.type, enabled=False):
-            result[members] = _degrade_group(images[members].float(), [fitted[i] for i in group], scale, jpeg)
+            result[members] = _degrade_group(images[members].float(), [fitted[i] for i in group], scale)
     return result
 
 
@@ -160,14 +154,14 @@ def _alike_in_size(degradations: Sequence[Degradation], height: int, width: int)
     return groups.values()
 
 
-def _degrade_group(images: Tensor, degradations: Sequence[Degradation], scale: float, jpeg: Jpeg) -> Tensor:
+def _degrade_group(images: Tensor, degradations: Sequence[Degradation], scale: float) -> Tensor:
     height, width = images.shape[2:]
     sizes = torch.tensor([degradation.size(height, width) for degradation in degradations])
     blurred = blur(images, degradations, radius=max(1, round(KERNEL_RADIUS * scale)))
     small = _resize_down(blurred, sizes)
     small = (small + _noise(small, sizes, degradations)).clamp_(0, 1)
     qualities = [degradation.quality for degradation in degradations]
-    small = (_pillow_jpeg if jpeg == "pillow" else torch_jpeg.compress)(small, sizes, qualities)
+    small = _jpeg(small, sizes, qualities)
     large = _resize_up(small, sizes, height, width)
     return large.mul_(255).round_().clamp_(0, 255).div_(255)
 
@@ -250,7 +244,7 @@ def _noise(canvas: Tensor, sizes: Tensor, degradations: Sequence[Degradation]) -
     return noise
 
 
-def _pillow_jpeg(canvas: Tensor, sizes: Tensor, qualities: Sequence[int]) -> Tensor:
+def _jpeg(canvas: Tensor, sizes: Tensor, qualities: Sequence[int]) -> Tensor:
     """Compress and decompress the pictures of ``sizes`` on ``canvas`` (B, 3, h, w) in [0, 1] with libjpeg, 4:2:0."""
     result = canvas.cpu().clone()
     for picture, (height, width), quality in zip(result, sizes.tolist(), qualities, strict=True):

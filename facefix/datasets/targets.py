@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from facefix.errors import PhotoError, UsageError
-from facefix.methods.base import Pixels
+from facefix.faces.face import Pixels
 
 CROP_SIZE = 512
 

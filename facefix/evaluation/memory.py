@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import contextlib
 import sys
 from pathlib import Path
 
@@ -41,5 +41,14 @@ class PeakMemory:
             marks = []
         if marks:
             return int(marks[0]) * 1024
+        return _peak_since_start()
+
+
+def _peak_since_start() -> int:
+    """Bytes; 0 where the system does not say (Windows)."""
+    with contextlib.suppress(ImportError):
+        import resource
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return int(peak) * (1 if sys.platform == "darwin" else 1024)
+    return 0

@@ -99,7 +99,7 @@ class MetricSet:
 
 def installed_arcface() -> Path | None:
     """insightface's recognition network of the weights ``buffalo_l``, where they and onnx2torch are installed."""
-    from facefix.weights.catalogue import weights_dir
+    from facefix.folders import weights_dir
 
     path = weights_dir() / "buffalo_l" / "w600k_r50.onnx"
     return path if path.is_file() and find_spec("onnx2torch") is not None else None

@@ -102,7 +102,7 @@ class RunKey:
 
 
 @dataclass(slots=True)
-class Run:
+class MethodResults:
     """Results of one method under one condition, one entry per face; NaN where the face has no such result."""
 
     scores: dict[str, NDArray[np.float64]]
@@ -145,7 +145,7 @@ class Evaluation:
     metrics: tuple[Metric, ...]
     recipes: Mapping[str, str]
     """method -> hash of its weights and settings"""
-    runs: Mapping[RunKey, Run]
+    runs: Mapping[RunKey, MethodResults]
     prepare_seconds: Mapping[str, float]
     """method -> mean time to prepare one person's references"""
     comparisons: tuple[Comparison, ...]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from facefix import __version__
 from facefix.errors import UsageError
-from facefix.evaluation.results import RESTORED, Condition, Evaluation, Run, RunKey
+from facefix.evaluation.results import RESTORED, Condition, Evaluation, MethodResults, RunKey
+from facefix.version import __version__
 
 MIB = 1024 * 1024
 
@@ -142,7 +142,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _run_as_json(evaluation: Evaluation, key: RunKey, run: Run) -> dict[str, Any]:
+def _run_as_json(evaluation: Evaluation, key: RunKey, run: MethodResults) -> dict[str, Any]:
     return {
         "method": key.method,
         "degradation": key.degradation,
@@ -156,13 +156,13 @@ def _run_as_json(evaluation: Evaluation, key: RunKey, run: Run) -> dict[str, Any
     }
 
 
-def _ordered(evaluation: Evaluation) -> list[tuple[RunKey, Run]]:
+def _ordered(evaluation: Evaluation) -> list[tuple[RunKey, MethodResults]]:
     """Runs by degradation in the order of the plan, what was not degraded last."""
     order = {name: position for position, name in enumerate(evaluation.plan.degradations)}
     return sorted(evaluation.runs.items(), key=lambda item: order.get(item[0].degradation, len(order)))
 
 
-def _count(run: Run) -> int:
+def _count(run: MethodResults) -> int:
     return int(np.isfinite(next(iter(run.scores.values()))).sum())
 
 
@@ -176,7 +176,7 @@ def _mean(values: NDArray[np.float64], digits: int) -> str:
     return "" if mean is None else f"{mean:.{digits}f}"
 
 
-def _peak_mib(run: Run) -> float | None:
+def _peak_mib(run: MethodResults) -> float | None:
     finite = run.peak_bytes[np.isfinite(run.peak_bytes)]
     return float(finite.max()) / MIB if len(finite) else None
 

@@ -13,13 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from facefix.errors import UsageError
-from facefix.faces.face import Landmarks
+from facefix.faces.face import Landmarks, Pixels
 
 Matrix = NDArray[np.float64]
 """(2, 3) affine matrix."""
-
-Pixels = NDArray[np.uint8]
-"""(H, W, 3) RGB."""
 
 CROP_SIZE = 512
 

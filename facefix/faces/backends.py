@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facefix import folders
 from facefix.errors import UsageError, WeightsUnavailable
 from facefix.faces.detect import Detector
 from facefix.faces.embed import Embedder, IdentityScale
@@ -91,11 +92,7 @@ class _Recipe:
 
 
 def _home(weights_dir: Path | None) -> Path:
-    if weights_dir is not None:
-        return weights_dir
-    from facefix.weights import catalogue as weights
-
-    return weights.weights_dir()
+    return folders.weights_dir() if weights_dir is None else weights_dir
 
 
 def _missing_packages(hint: str, *packages: str) -> str | None:

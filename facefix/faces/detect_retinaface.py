@@ -69,8 +69,11 @@ class RetinaFaceDetector:
         return without_overlaps(detections)
 
     def _sized_for(self, longer_side: int) -> Any:
-        """The model with the size at which a photo is searched; the package has one size for all, and would enlarge a
-        small photo to it. The copy shares the network, so threads do not disturb each other."""
+        """The model with the size at which a photo is searched.
+
+        The package has one size for all, and would enlarge a small photo to it. The copy shares the network, so
+        threads do not disturb each other.
+        """
         import albumentations  # type: ignore[import-untyped]
 
         model = copy.copy(self._model)

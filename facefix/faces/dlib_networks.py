@@ -80,6 +80,7 @@ class RecognitionNetwork(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
     def forward(self, chips: Tensor) -> Tensor:
+        """(B, 128) embeddings of (B, 3, 150, 150) chips in 0..255, not yet of length 1."""
         x = functional.relu(self.stem(_normalised(chips)))  # (B, 32, 72, 72)
         x = functional.max_pool2d(x, 3, stride=2)  # (B, 32, 35, 35)
         for block in self.blocks:
@@ -122,6 +123,7 @@ class DetectionNetwork(nn.Module):
         self.score = nn.Conv2d(45, 1, 9, padding=4)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(h, w) scores of one picture (1, 3, H, W) in 0..255."""
         x = _normalised(image)
         for convolution in self.hidden:
             x = functional.relu(convolution(x))

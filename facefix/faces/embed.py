@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 from facefix.errors import UsageError
 from facefix.faces import align
 from facefix.faces.dlib_networks import CHIP_SIZE, load_recognition_network
-
-Crop = NDArray[np.uint8]
-"""(S, S, 3) aligned RGB crop, 512 x 512 unless the face is smaller: the framing of align.TEMPLATE_512."""
-
+from facefix.faces.face import Pixels
 
 JOIN_PEOPLE = 1000
 """Number of people among whom ``IdentityScale.join`` was measured."""
@@ -96,16 +93,12 @@ def arcface_scale(network: str) -> IdentityScale:
     )
 
 
-def same_person_distance(backend: str) -> float:
-    """Distance within which stored embeddings of a backend are taken for one person, to the generous side.
+def same_person_distance(dim: int) -> float:
+    """Distance within which stored embeddings of ``dim`` numbers are taken for one person, to the generous side.
 
-    Raises UsageError for a backend that does not exist.
+    The length tells the network: dlib's embeddings have 128 numbers, ArcFace's have more.
     """
-    if backend == "dlib":
-        return DLIB_SCALE.same
-    if backend in ("insightface", "retinaface"):
-        return arcface_scale(backend).same
-    raise UsageError(f"face backend: expected insightface, retinaface or dlib, found {backend!r}")
+    return (DLIB_SCALE if dim == DlibEmbedder.dim else arcface_scale("arcface")).same
 
 
 class Embedder(Protocol):
@@ -115,7 +108,7 @@ class Embedder(Protocol):
     dim: int
     scale: IdentityScale
 
-    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
         """(N, dim) embeddings of length 1."""
         ...
 
@@ -150,12 +143,12 @@ class DlibEmbedder:
         ]
 
     @torch.inference_mode()
-    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
         """(N, 128) embeddings of length 1. Raises UsageError for a crop that is not square RGB."""
         embeddings = [self._embed_one(crop) for crop in crops]
         return np.stack(embeddings) if embeddings else np.zeros((0, self.dim), np.float32)
 
-    def _embed_one(self, crop: Crop) -> NDArray[np.float32]:
+    def _embed_one(self, crop: Pixels) -> NDArray[np.float32]:
         chips = np.stack([_cut(crop, chip_from_crop, CHIP_SIZE) for chip_from_crop in self._chips_from_crop])
         views = torch.from_numpy(chips).to(self._device).permute(0, 3, 1, 2).float()  # (V, 3, 150, 150)
         views = torch.cat([views, views.flip(3)]).contiguous(memory_format=torch.channels_last)
@@ -184,7 +177,7 @@ class ArcFaceEmbedder:
         self.dim = int(model.output_shape[1])
         self.scale = arcface_scale(name)
 
-    def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
         """(N, dim) embeddings of length 1, mean of the face and its mirror image."""
         template = ARCFACE_TEMPLATE_112 * (self._side / 112)
         input_from_crop = align.similarity(align.TEMPLATE_512, template)
@@ -197,7 +190,7 @@ class ArcFaceEmbedder:
         return embeddings
 
 
-def _cut(crop: Crop, target_from_crop: align.Matrix, side: int) -> Crop:
+def _cut(crop: Pixels, target_from_crop: align.Matrix, side: int) -> Pixels:
     """The network's input from a crop of any size in the 512 crop's framing."""
     if crop.ndim != 3 or crop.shape[0] != crop.shape[1] or crop.shape[2] != 3:
         raise UsageError(f"crop: expected a square RGB array (S, S, 3), found shape {crop.shape}")

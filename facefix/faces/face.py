@@ -1,4 +1,4 @@
-"""The values that travel from photos to the restorer: Detection, Quality, Face, Reference, Person."""
+"""The values that travel from photos to the restorer: Detection, Quality, Face, Reference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ Landmarks = NDArray[np.float64]
 """(5, 2) x, y in pixels of the upright photo: left eye, right eye, nose tip, left and right mouth corner
 (left and right as seen in the picture)."""
 
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) RGB: a photo, or a face crop in the framing of align.TEMPLATE_512, which is square."""
+
 Embedding = NDArray[np.float32]
 """(D,) identity embedding; its length and scale belong to the backend that made it."""
+
+
+FaceKey = tuple[str, int]
+"""Identifies a face within a run: key of its photo, its number in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Face:
     """EXIF time the photo was taken, in POSIX seconds"""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> FaceKey:
         """Identifies the face within a run."""
         return (self.photo, self.index)
 
@@ -73,18 +80,3 @@ class Reference:
     path: Path
     reason: str
     score: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Person:
-    """Faces of one identity and the references chosen for it."""
-
-    name: str
-    faces: tuple[Face, ...]
-    portraits: tuple[Face, ...]
-    """faces of this person among the portraits given by the user"""
-    centroid: Embedding | None
-    references: tuple[Reference, ...] = ()
-
-
-FaceKey = tuple[str, int]

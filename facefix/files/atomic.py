@@ -60,13 +60,13 @@ def replacing(target: Path, *, like: os.stat_result | None = None, durable: bool
     temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        open(temporary, "xb").close()
         yield temporary
         if durable or like is not None:
             _sync(temporary, like)
         os.replace(temporary, target)
         if durable:
-            _sync(target.parent)
+            _sync_folder(target.parent)
     except OSError as error:
         raise PhotoError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -109,7 +109,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         _swap(new, target, aside=staging / "old")
-        _sync(target.parent)
+        _sync_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -137,13 +137,22 @@ def remove_leftovers(folder: Path) -> int:
     return removed
 
 
-def _sync(path: Path, like: os.stat_result | None = None) -> None:
-    """Give ``path`` permissions and times of ``like``, readable by its owner in any case, and wait for the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+def _sync(path: Path, like: os.stat_result | None) -> None:
+    """Give a file permissions and times of ``like``, readable by its owner in any case, and wait for the disk."""
+    with open(path, "rb+") as file:
         if like is not None:
-            os.fchmod(descriptor, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR)
-            os.utime(descriptor, ns=(like.st_atime_ns, like.st_mtime_ns))
+            os.chmod(path, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR)
+            os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system lets a folder be opened (Windows does not)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -166,10 +175,3 @@ def _chunks_of(path: Path) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise PhotoError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of ``folder``, or of its nearest ancestor that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -1,53 +1,49 @@
-"""One run at a time per output folder."""
+"""One holder at a time: a lock file that the system frees when its holder ends, however it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from facefix.errors import FacefixError, LockHeld
-from facefix.outputs.folder import OUTPUT_MARKER
+from filelock import FileLock, Timeout
 
-LOCK_NAME = "lock"
+from facefix.errors import LockHeld
 
 
 @contextlib.contextmanager
-def locked(output: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock of an output folder; the kernel frees it when the process ends, however it ends.
+def exclusive(path: Path, holder: str, *, advice: str = "wait for it", wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock file ``path``; the holder's process number lies beside it, in ``path``.pid.
 
-    Raises LockHeld when another run still holds it after ``wait_seconds``.
+    Args:
+        path: made where it is not there.
+        holder: who may hold it, in the message: "HOLDER (process N) holds PATH; ADVICE".
+        advice: what to do about it, in the message.
+        wait_seconds: how long to wait for another holder to end.
+
+    Raises:
+        LockHeld: somebody else still holds it after ``wait_seconds``.
+        OSError: the lock file cannot be made.
     """
-    path = output / OUTPUT_MARKER / LOCK_NAME
+    pid_file = path.with_name(f"{path.name}.pid")
+    lock = FileLock(path, timeout=max(wait_seconds, 0.0))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="ascii")  # noqa: SIM115  (closed below, by `with`)
-    except OSError as error:
-        raise FacefixError(
-            f"output {output}: expected a folder that can be written to, but: {error.strerror or error}"
-        ) from error
-    with file:
-        deadline = time.monotonic() + wait_seconds
-        while not _try_lock(file.fileno()):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise LockHeld(
-                    f"output {output}: another run (process {holder}) holds {path}; wait for it, or use --wait SECONDS"
-                )
-            time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+        lock.acquire(poll_interval=0.1)
+    except Timeout:
+        raise LockHeld(f"{holder} (process {_read(pid_file)}) holds {path}; {advice}") from None
+    try:
         with contextlib.suppress(OSError):  # only for the message above; undo and forget work on a full disk too
-            os.ftruncate(file.fileno(), 0)
-            os.write(file.fileno(), str(os.getpid()).encode())
+            pid_file.write_text(str(os.getpid()), encoding="ascii")
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            pid_file.unlink()
+        lock.release()
 
 
-def _try_lock(descriptor: int) -> bool:
+def _read(pid_file: Path) -> str:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return pid_file.read_text(encoding="ascii").strip() or "unknown"
+    except (OSError, UnicodeDecodeError):
+        return "unknown"

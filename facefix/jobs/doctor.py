@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from facefix import __version__
+from facefix import folders
 from facefix.errors import FacefixError
+from facefix.threads import usable_cores
+from facefix.version import __version__
 from facefix.weights import catalogue as weights
 from facefix.weights.checksums import verify
 
@@ -59,7 +61,8 @@ def examine(face: bool = True) -> Iterator[Finding]:
 
     What a run would use is told by the settings that hold in the working folder.
 
-    :param face: also time one face with the model and the face backend that a run would use.
+    Args:
+        face: also time one face with the model and the face backend that a run would use.
     """
     from facefix.settings import Settings
 
@@ -133,8 +136,7 @@ def _device_name(device: torch.device) -> str:
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "mps":
         return "Apple GPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {torch.get_num_threads()} threads"
+    return f"{usable_cores()} cores, {torch.get_num_threads()} threads"
 
 
 def _gigaflops(device: torch.device, dtype: str, side: int = 512) -> float | None:
@@ -160,7 +162,7 @@ def _disk() -> Iterator[Finding]:
     places = {
         "working folder": Path.cwd(),
         "temporary files": Path(tempfile.gettempdir()),
-        "weights": weights.weights_dir(),
+        "weights": folders.weights_dir(),
     }
     for name, path in places.items():
         there = next(folder for folder in (path, *path.parents) if folder.is_dir())
@@ -311,16 +313,17 @@ def _sample_photo() -> Path:
 
 
 def _time_model(model: str, settings: Settings, crop: Pixels) -> dict[str, float]:
-    """Seconds to load a model, encode one reference, and restore one face with it, all in as many steps as a run."""
-    from facefix.restoration.choices import estimate_seconds_per_face, load_model
+    """Seconds to load a model, encode one reference, and restore one face with it, all in as many steps as a run.
+
+    A model that takes no references encodes none.
+    """
+    from facefix.restoration.choices import load_model
 
     restorer, loading = _timed(lambda: load_model(model, settings))
-    _, encoding = _timed(lambda: restorer.prepare([crop]))
-    return {
-        "load the model": loading,
-        "encode a reference": encoding,
-        "restore a face": estimate_seconds_per_face(restorer, references=1),
-    }
+    seconds = {"load the model": loading}
+    if restorer.references != "none":
+        _, seconds["encode a reference"] = _timed(lambda: restorer.prepare([crop]))
+    return seconds | {"restore a face": restorer.seconds_per_face(1)}
 
 
 def _timed(action: Callable[[], Result]) -> tuple[Result, float]:

@@ -18,24 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import FacefixError, UsageError
-from facefix.faces.embed import DlibEmbedder
-from facefix.files.lock import locked
+from facefix.faces.embed import same_person_distance
 from facefix.files.names import readable
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
-from facefix.outputs.forgetting import _require_gone
+from facefix.outputs.forgetting import require_gone
 from facefix.outputs.ledger import Ledger
-from facefix.outputs.outcomes import StoredEmbedding
+from facefix.outputs.lock import locked
+from facefix.outputs.outcomes import ContentFace, StoredEmbedding
 from facefix.people.people_file import PeopleFile, PeopleIndex, forget_person
 
 PEOPLE_NAME = "people.toml"
 
 _PORTRAITS = "@refs/"
-
-FaceKey = tuple[str, int]
-"""sha256 of a photo's content, number of the face in it"""
-
-ARCFACE_SAME_DISTANCE = 1.05
-"""Distance of embeddings of length 1 up to which ArcFace sees one person: a cosine of 0.45 (see faces/embed.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +53,13 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
     are: rather one face too many than one left. The report is made again without them; the contact sheet, which only
     `facefix people` can make, is removed.
 
-    :param person: name, or id in people.toml; None: everybody.
-    :raises UsageError: there is no ledger, or nobody of that name.
-    :raises LockHeld: a run works on that output folder.
-    :raises FacefixError: an embedding was found in a file afterwards.
+    Args:
+        person: name, or id in people.toml; None: everybody.
+
+    Raises:
+        UsageError: there is no ledger, or nobody of that name.
+        LockHeld: a run works on that output folder.
+        FacefixError: an embedding was found in a file afterwards.
     """
     if not (output / OUTPUT_MARKER / LEDGER_NAME).is_file():
         raise UsageError(
@@ -72,17 +69,17 @@ def forget(output: Path, person: str | None = None) -> Forgotten:
         names = set[str]() if person is None else _names(output, person)
         try:
             with Ledger.open(output) as ledger:
-                stored = list(ledger.embeddings())
+                stored = list(ledger.identities.embeddings())
                 doomed = stored if person is None else _of_person(ledger, output, person, names, stored)
                 keys = None if person is None else {(face.sha256, face.number) for face in doomed}
-                count = ledger.forget(keys, names)
+                count = ledger.identities.forget(keys, names)
         except sqlite3.Error as error:
             raise FacefixError(
                 f"{output}: the ledger cannot be changed: {error}; not all is forgotten: mend that and run it again"
             ) from error
         entries = forget_person(output / PEOPLE_NAME, person)
         pages = _renew_pages(output)
-        searched = _require_gone(output, [face.vector for face in doomed])
+        searched = require_gone(output, [face.vector for face in doomed])
     return Forgotten(count, entries, searched, pages)
 
 
@@ -108,13 +105,13 @@ def _renew_pages(output: Path) -> tuple[Path, ...]:
 def _of_person(
     ledger: Ledger, output: Path, person: str, names: set[str], stored: Sequence[StoredEmbedding]
 ) -> list[StoredEmbedding]:
-    keys: set[FaceKey] = set()
+    keys: set[ContentFace] = set()
     for name in names:
-        keys.update(ledger.faces_of(name))
+        keys.update(ledger.identities.faces_of(name))
     keys |= _listed(ledger, output, names)
     keys |= _in_folders_named(ledger, names, stored)
     keys |= _named_by_metadata(ledger, names, stored)
-    known = {name for name, _ in ledger.people()}
+    known = {name for name, _ in ledger.records.people()}
     if not keys and not names & known and not _in_people_file(output, names):
         people = ", ".join(sorted(known)) or "nobody"
         raise UsageError(f"{person!r}: expected a person of {output}, which are: {people}")
@@ -142,17 +139,17 @@ def _in_people_file(output: Path, names: set[str]) -> bool:
     return path.exists() and any(names & {entry.id, entry.name} for entry in PeopleFile.read(path).persons)
 
 
-def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[FaceKey]:
+def _listed(ledger: Ledger, output: Path, names: set[str]) -> set[ContentFace]:
     """Faces that people.toml lists under these names; portraits are found by the end of their path."""
     path = output / PEOPLE_NAME
     if not path.exists():
         return set()
     photos: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for outcome in ledger.photos():
+    for outcome in ledger.records.photos():
         photos[outcome.relative.parts].add(outcome.sha256 or "")
     in_album = set().union(*photos.values())
-    portraits = [(place.parts, sha256) for place, sha256 in ledger.paths() if sha256 not in in_album]
-    found: set[FaceKey] = set()
+    portraits = [(place.parts, sha256) for place, sha256 in ledger.identities.paths() if sha256 not in in_album]
+    found: set[ContentFace] = set()
     for label in _labels(PeopleFile.read(path), names):
         photo, _, number = label.rpartition("#")
         parts = Path(os.fsdecode(unquote_to_bytes(photo.removeprefix(_PORTRAITS)))).parts
@@ -169,14 +166,14 @@ def _labels(people: PeopleFile, names: set[str]) -> Iterator[str]:
             yield from (*entry.faces, *entry.pin)
 
 
-def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
-    contents = {sha256 for path, sha256 in ledger.paths() if readable(path.parent.name) in names}
+def _in_folders_named(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[ContentFace]:
+    contents = {sha256 for path, sha256 in ledger.identities.paths() if readable(path.parent.name) in names}
     return {(face.sha256, face.number) for face in stored if face.sha256 in contents}
 
 
-def _named_by_metadata(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[FaceKey]:
+def _named_by_metadata(ledger: Ledger, names: set[str], stored: Iterable[StoredEmbedding]) -> set[ContentFace]:
     boxes = defaultdict(list)
-    for sha256, region in ledger.named_boxes():
+    for sha256, region in ledger.identities.named_boxes():
         if region.name in names:
             boxes[sha256].append(region.box)
     return {(f.sha256, f.number) for f in stored if any(_covers(box, f.box) for box in boxes.get(f.sha256, ()))}
@@ -200,11 +197,6 @@ def _with_similar(seeds: Sequence[StoredEmbedding], stored: Sequence[StoredEmbed
             near = _nearest(vectors, np.stack(known))
             found += [face for face, distance in zip(faces, near, strict=True) if distance < limit]
     return found
-
-
-def same_person_distance(dim: int) -> float:
-    """Distance up to which two faces are taken for one person here, by the length of the embedding."""
-    return DlibEmbedder.scale.same if dim == DlibEmbedder.dim else ARCFACE_SAME_DISTANCE
 
 
 def _nearest(vectors: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float64]:

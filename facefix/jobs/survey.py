@@ -21,10 +21,10 @@ def survey_album(
     options = options or Options()
     album = open_album(request.inputs, request.listed, settings)
     with Ledger.snapshot(album.output) as ledger, cpu_pool(settings.cpu_threads) as pool:
-        run = Run(album, settings, options, ledger, pool, None if needs_model else no_model())
+        run = Run.over(album, settings, options, ledger, pool, None if needs_model else no_model())
         work = run.compare_with_ledger()
         found = run.look_into_photos(work, everything=True)
         people = run.find_people(found)
-        tasks = run.plan(work, found, people)
-        seconds = run.seconds_per_face(tasks) if needs_model else None
-        return Survey(run.album, work, found, people, tuple(tasks), tuple(run.problems), seconds)
+        plan = run.plan(work, found, people)
+        seconds = run.seconds_per_face(plan.tasks) if needs_model else None
+        return Survey(run.album, work, found, people, plan, seconds)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from facefix.errors import PhotoError, UsageError
-from facefix.files.lock import locked
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER, is_output_folder
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.outputs.undo import Undone, undo
 from facefix.report import REPORT_FOLDER, write_output_report
@@ -73,8 +73,8 @@ class _Books:
     def __init__(self, output: Path, ledger: Ledger) -> None:
         self._output = output
         self._ledger = ledger
-        self._outcomes = {photo.target: photo for photo in ledger.photos() if photo.target is not None}
-        self._rows = ledger.done_rows()
+        self._outcomes = {photo.target: photo for photo in ledger.records.photos() if photo.target is not None}
+        self._rows = ledger.records.done()
         self._changed = False
 
     def note(self, result: TakenBack) -> None:
@@ -85,7 +85,7 @@ class _Books:
         outcome = self._outcomes.get(here.relative_to(self._output))
         row = None if outcome is None else self._rows.get(outcome.relative)
         if outcome is not None and row is not None:
-            self._ledger.record_photo(_undone(outcome), portraits=row.portraits, written=os.stat(here))
+            self._ledger.records.record(_undone(outcome), portraits=row.portraits, written=os.stat(here))
             self._changed = True
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ def _output_folders(path: Path) -> list[Path]:
 
 def _restored(output: Path) -> list[Path]:
     with Ledger.snapshot(output) as ledger:
-        outcomes = [outcome for outcome in ledger.photos() if outcome.status == "restored"]
+        outcomes = [outcome for outcome in ledger.records.photos() if outcome.status == "restored"]
     return [output / outcome.target for outcome in outcomes if outcome.target is not None]
 
 

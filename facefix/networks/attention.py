@@ -137,7 +137,8 @@ def _softmax_of_products(
     Weights are powers of two of the logits, without the logits' maximum being taken off first: where no product of a
     query and a key can be so large that they overflow or vanish, that is as exact, and saves two passes over them.
 
-    :param counts: (S, 1), how often each key counts in the sum of the weights.
+    Args:
+        counts: (S, 1), how often each key counts in the sum of the weights.
     """
     heads, own, dim = query.shape
     query = (query * (dim**-0.5 / math.log(2))).contiguous()

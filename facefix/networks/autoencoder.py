@@ -24,9 +24,10 @@ def autoencoder_config(
 ) -> dict[str, Any]:
     """Arguments of ``VQModel`` for an autoencoder with these channel widths, from full resolution downwards.
 
-    :param layers_per_block: residual blocks a level of the encoder; the decoder has one more.
-    :param codes: entries of the codebook.
-    :param extra: further arguments of ``VQModel``, which override these.
+    Args:
+        layers_per_block: residual blocks a level of the encoder; the decoder has one more.
+        codes: entries of the codebook.
+        extra: further arguments of ``VQModel``, which override these.
     """
     return {
         "in_channels": 3,
@@ -46,18 +47,19 @@ def autoencoder_config(
 
 
 AUTOENCODER_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "refldm": autoencoder_config((128, 128, 256, 512), layers_per_block=2, codes=8192),
+    "published": autoencoder_config((128, 128, 256, 512), layers_per_block=2, codes=8192),
     "small": autoencoder_config(
         (32, 48, 96, 128), layers_per_block=1, codes=256, norm_num_groups=16, mid_block_add_attention=False
     ),
 }
-"""``refldm``: the published size, 57.2 M parameters with a codebook of 8192. ``small``: light enough for a laptop."""
+"""``published``: 57.2 M parameters with a codebook of 8192. ``small``: light enough for a laptop."""
 
 
 def build_autoencoder(config: str | Mapping[str, Any]) -> VQModel:
     """A ``VQModel`` with random weights, from the name of a configuration or from its arguments.
 
-    :raises UsageError: no configuration has that name.
+    Raises:
+        UsageError: no configuration has that name.
     """
     if isinstance(config, str):
         if config not in AUTOENCODER_CONFIGS:
@@ -71,8 +73,11 @@ def build_autoencoder(config: str | Mapping[str, Any]) -> VQModel:
 def encode(autoencoder: VQModel, images: torch.Tensor) -> torch.Tensor:
     """Latents of images, not quantised.
 
-    :param images: (B, 3, H, W) in [-1, 1], H and W multiples of 8.
-    :returns: (B, 8, H/8, W/8), scaled by the model's ``scaling_factor`` (1.0 for the published model).
+    Args:
+        images: (B, 3, H, W) in [-1, 1], H and W multiples of 8.
+
+    Returns:
+        (B, 8, H/8, W/8), scaled by the model's ``scaling_factor`` (1.0 for the published model).
     """
     if blocks.applies(images):
         latents = blocks.convolve(autoencoder.quant_conv, blocks.run_encoder(autoencoder.encoder, images)).contiguous()
@@ -84,8 +89,11 @@ def encode(autoencoder: VQModel, images: torch.Tensor) -> torch.Tensor:
 def code_indices(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
     """Index of the nearest code for every latent vector, by squared distance in fp32; the first one on ties.
 
-    :param latents: (B, 8, h, w), unscaled.
-    :returns: (B, h, w) int64.
+    Args:
+        latents: (B, 8, h, w), unscaled.
+
+    Returns:
+        (B, h, w) int64.
     """
     codes = autoencoder.quantize.embedding.weight.float()  # (codes, 8)
     vectors = latents.permute(0, 2, 3, 1).reshape(-1, codes.shape[1]).float()  # (B h w, 8)
@@ -98,7 +106,8 @@ def code_indices(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
 def quantize(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
     """The latents with every vector replaced by its nearest code; gradients pass straight through.
 
-    :param latents: (B, 8, h, w), unscaled.
+    Args:
+        latents: (B, 8, h, w), unscaled.
     """
     codes = autoencoder.quantize.embedding.weight
     nearest = codes[code_indices(autoencoder, latents.detach())].permute(0, 3, 1, 2).to(latents.dtype)
@@ -109,9 +118,12 @@ def quantize(autoencoder: VQModel, latents: torch.Tensor) -> torch.Tensor:
 def decode(autoencoder: VQModel, latents: torch.Tensor, *, quantized: bool = True) -> torch.Tensor:
     """Images of latents.
 
-    :param latents: (B, 8, h, w) as ``encode`` gives them.
-    :param quantized: look the latents up in the codebook first, as the published model does.
-    :returns: (B, 3, 8h, 8w), about in [-1, 1], not clamped.
+    Args:
+        latents: (B, 8, h, w) as ``encode`` gives them.
+        quantized: look the latents up in the codebook first, as the published model does.
+
+    Returns:
+        (B, 3, 8h, 8w), about in [-1, 1], not clamped.
     """
     latents = latents / autoencoder.config.scaling_factor
     if quantized:

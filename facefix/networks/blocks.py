@@ -88,8 +88,9 @@ def residual_block(
 ) -> torch.Tensor:
     """(B, C, H, W) -> (B, O, H, W).
 
-    :param embedding: (B, E) timestep embedding, where the block takes one.
-    :param in_place: the result may be written over ``x``.
+    Args:
+        embedding: (B, E) timestep embedding, where the block takes one.
+        in_place: the result may be written over ``x``.
     """
     if not (applies(x) and _is_plain(block)):
         result: torch.Tensor = block(_planar(x), embedding)
@@ -220,7 +221,8 @@ def _is_plain(block: ResnetBlock2D) -> bool:
 def _affine(norm: nn.GroupNorm, x: torch.Tensor, added: torch.Tensor | None = None) -> Affine:
     """GroupNorm of (B, H, W, C) maps as a factor and an offset of every channel, from moments in fp32 and float64.
 
-    :param added: (B, C), a constant that is to be added to each channel first.
+    Args:
+        added: (B, C), a constant that is to be added to each channel first.
     """
     batch, height, width, channels = x.shape
     pixels = height * width

@@ -78,7 +78,8 @@ def reference_pass(
 
     Differentiable where grad is enabled.
 
-    :param reference_latents: (N, 8, h, w) for one set of N references, or (B, N, 8, h, w) for a set per row of a batch.
+    Args:
+        reference_latents: (N, 8, h, w) for one set of N references, or (B, N, 8, h, w) for a set per row of a batch.
     """
     per_row = reference_latents if reference_latents.dim() == 5 else reference_latents[None]
     batch, count = per_row.shape[:2]
@@ -106,13 +107,16 @@ def denoise(
 ) -> torch.Tensor:
     """The denoiser's prediction, each row of the batch reading its branch's references.
 
-    :param sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis, and (B, 24, h, w) with the
-        guide's latents for a denoiser that takes one.
-    :param timestep: one for all, or (B,).
-    :param branches: rows of the result that no branch names attend to themselves only.
-    :param copies: the batch stands for this many copies of itself, one after the other, that differ in what they read
-        only. What comes before the first attention layer is then computed once for all of them.
-    :returns: (copies B, 8, h, w).
+    Args:
+        sample: (B, 16, h, w), noisy latents followed by LQ latents on the channel axis, and (B, 24, h, w) with the
+            guide's latents for a denoiser that takes one.
+        timestep: one for all, or (B,).
+        branches: rows of the result that no branch names attend to themselves only.
+        copies: the batch stands for this many copies of itself, one after the other, that differ in what they read
+            only. What comes before the first attention layer is then computed once for all of them.
+
+    Returns:
+        (copies B, 8, h, w).
     """
     reading = tuple(branch for branch in branches if branch.cache is not None)
     prediction = _forward(unet, sample, timestep, branches=reading, copies=copies)

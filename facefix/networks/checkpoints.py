@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from facefix.errors import CheckpointError, FacefixError, UsageError
 from facefix.files.atomic import new_folder
-from facefix.methods.refldm.pipeline import ReFLDMPipeline
 
 StateDict = dict[str, torch.Tensor]
 
@@ -26,10 +26,11 @@ NORM_GROUPS = 32
 """groups of channels in every normalisation of the published networks"""
 
 
-def save_atomically(pipeline: ReFLDMPipeline, to: Path) -> Path:
+def save_atomically(pipeline: DiffusionPipeline, to: Path) -> Path:
     """``save_pretrained`` into a folder that appears whole or not at all.
 
-    :raises FacefixError: it cannot be written.
+    Raises:
+        FacefixError: it cannot be written.
     """
     try:
         with new_folder(to) as folder:
@@ -42,9 +43,12 @@ def save_atomically(pipeline: ReFLDMPipeline, to: Path) -> Path:
 def read_checkpoint(path: Path) -> StateDict:
     """The tensors of a checkpoint, flat or under ``state_dict``, by name. No code in it is ever run.
 
-    :param path: a torch pickle, read with ``weights_only=True``, or a safetensors file.
-    :raises UsageError: the file is not there.
-    :raises CheckpointError: it is not a checkpoint, is truncated, or would run code.
+    Args:
+        path: a torch pickle, read with ``weights_only=True``, or a safetensors file.
+
+    Raises:
+        UsageError: the file is not there.
+        CheckpointError: it is not a checkpoint, is truncated, or would run code.
     """
     if not path.is_file():
         raise UsageError(f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'nothing'}")

@@ -42,9 +42,12 @@ def complete(lq: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     where the two pictures agree. Where they do not (another pose, another expression, a hand, glasses), the finer
     bands are halfway the LQ face's, so that the reference lies over it as less of a ghost.
 
-    :param lq: (B, 3, S, S) FFHQ-framed faces in [-1, 1].
-    :param reference: (B, 3, S, S) likewise, one for each face.
-    :returns: (B, 3, S, S), not clamped.
+    Args:
+        lq: (B, 3, S, S) FFHQ-framed faces in [-1, 1].
+        reference: (B, 3, S, S) likewise, one for each face.
+
+    Returns:
+        (B, 3, S, S), not clamped.
     """
     coarse, lq_bands = _pyramid(lq.float())
     _, reference_bands = _pyramid(reference.float())
@@ -64,9 +67,12 @@ def choose_references(lq: torch.Tensor, references: torch.Tensor) -> torch.Tenso
     Compared is the luma inside the face on a coarse grid, mean and spread taken out, so that neither light nor blur
     decides. The choice for a face does not depend on the others in the batch.
 
-    :param lq: (B, 3, S, S) FFHQ-framed faces.
-    :param references: (1, N, 3, S, S) for all faces, or (B, N, 3, S, S) for each its own.
-    :returns: (B, 3, S, S) in float32.
+    Args:
+        lq: (B, 3, S, S) FFHQ-framed faces.
+        references: (1, N, 3, S, S) for all faces, or (B, N, 3, S, S) for each its own.
+
+    Returns:
+        (B, 3, S, S) in float32.
     """
     candidates = references.expand(len(lq), -1, -1, -1, -1)
     if candidates.shape[1] == 1:

@@ -20,9 +20,12 @@ def to_tensor(images: Images, size: int, *, argument: str) -> torch.Tensor:
 
     Pictures of another size are resized (bicubic, as the published code does) and a warning says so.
 
-    :param images: one PIL image, several, or a (B, 3, H, W) or (3, H, W) tensor in [-1, 1].
-    :param argument: name of the argument, for messages.
-    :raises UsageError: not images, not square, or values out of range.
+    Args:
+        images: one PIL image, several, or a (B, 3, H, W) or (3, H, W) tensor in [-1, 1].
+        argument: name of the argument, for messages.
+
+    Raises:
+        UsageError: not images, not square, or values out of range.
     """
     if isinstance(images, torch.Tensor):
         return _fit_tensor(images, size, argument)
@@ -84,7 +87,8 @@ def pixels_to_tensor(pixels: np.ndarray) -> torch.Tensor:
 def tensor_to_pixels(images: torch.Tensor, *, nearest: bool = False) -> np.ndarray:
     """Floats (..., 3, H, W) in [-1, 1] to uint8 (..., H, W, 3).
 
-    :param nearest: round to the nearest level; otherwise truncate as the published code does (half a level darker).
+    Args:
+        nearest: round to the nearest level; otherwise truncate as the published code does (half a level darker).
     """
     levels = images.float().add(1).div(2).clamp(0, 1).mul(255)
     levels = levels.round() if nearest else levels

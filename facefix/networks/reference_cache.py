@@ -70,7 +70,8 @@ class ReferenceCache:
     def compose(cls, caches: Sequence[ReferenceCache]) -> ReferenceCache:
         """One cache of all the references of several, in order. No network runs.
 
-        :raises UsageError: there is none, or a cache comes from a strip: its images were encoded knowing each other.
+        Raises:
+            UsageError: there is none, or a cache comes from a strip: its images were encoded knowing each other.
         """
         if not caches:
             raise UsageError("ReferenceCache.compose: expected at least one cache, found none")
@@ -95,7 +96,8 @@ class ReferenceCache:
     def split(self) -> tuple[ReferenceCache, ...]:
         """One cache per reference of an ``"each"`` cache: views, no copy. The inverse of :meth:`compose`.
 
-        :raises UsageError: the cache comes from a strip.
+        Raises:
+            UsageError: the cache comes from a strip.
         """
         if self.num_references == 1:
             return (self,)

@@ -18,7 +18,7 @@ SAMPLERS: Mapping[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
 }
 
-REFLDM_SCHEDULE: Mapping[str, Any] = {
+PUBLISHED_SCHEDULE: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0015,
     "beta_end": 0.0155,
@@ -31,22 +31,25 @@ REFLDM_SCHEDULE: Mapping[str, Any] = {
 
 def ddim_scheduler(**overrides: Any) -> DDIMScheduler:
     """The published sampler: DDIM, eta 0, trailing timesteps, no clipping, last alpha ``alphas_cumprod[0]``."""
-    settings = {**REFLDM_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 0, **overrides}
+    settings = {**PUBLISHED_SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 0, **overrides}
     return DDIMScheduler(**settings)
 
 
 def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """Another sampler on the schedule of this one.
 
-    :param name: one of ``SAMPLERS``.
-    :raises UsageError: no sampler has that name.
+    Args:
+        name: one of ``SAMPLERS``.
+
+    Raises:
+        UsageError: no sampler has that name.
     """
     if name not in SAMPLERS:
         raise UsageError(f"sampler: expected one of {sorted(SAMPLERS)}, found {name!r}")
     kind = SAMPLERS[name]
     if isinstance(scheduler, kind):
         return scheduler
-    shared = {key: scheduler.config[key] for key in REFLDM_SCHEDULE if key in scheduler.config}
+    shared = {key: scheduler.config[key] for key in PUBLISHED_SCHEDULE if key in scheduler.config}
     if kind is DDIMScheduler:
         return ddim_scheduler(**shared)
     return kind(**shared)
@@ -60,8 +63,9 @@ def prepare(
     DDIM runs the timesteps of the published code: where ``steps`` does not divide the number of training timesteps,
     that is one or a few more than asked for (3 asked for: 999, 666, 333, 0).
 
-    :param start_timestep: start at the highest timestep not above this one instead of at the noisiest; ``steps`` is
-        then the number of steps from there.
+    Args:
+        start_timestep: start at the highest timestep not above this one instead of at the noisiest; ``steps`` is then
+            the number of steps from there.
     """
     own = copy.deepcopy(scheduler)
     train_timesteps = own.config.num_train_timesteps

@@ -25,8 +25,9 @@ def unet_config(
     The input is the noisy latent followed by the LQ latent on the channel axis, the output the prediction for the
     noisy latent.
 
-    :param attention: for each level, whether it has self-attention; by default all but the first.
-    :param extra: further arguments of ``UNet2DModel``, which override these.
+    Args:
+        attention: for each level, whether it has self-attention; by default all but the first.
+        extra: further arguments of ``UNet2DModel``, which override these.
     """
     attention = attention or (False,) + (True,) * (len(widths) - 1)
     return {
@@ -47,16 +48,17 @@ def unet_config(
 
 
 UNET_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "refldm": unet_config((160, 320, 320, 640), layers_per_block=2),
+    "published": unet_config((160, 320, 320, 640), layers_per_block=2),
     "small": unet_config((64, 128, 256, 384), layers_per_block=1),
 }
-"""``refldm``: the published size, 117.8 M parameters. ``small``: 20 to 35 M, for a laptop."""
+"""``published``: 117.8 M parameters. ``small``: 20 to 35 M, for a laptop."""
 
 
 def build_unet(config: str | Mapping[str, Any]) -> UNet2DModel:
     """A denoiser with random weights that can read references, from a configuration's name or its arguments.
 
-    :raises UsageError: no configuration has that name.
+    Raises:
+        UsageError: no configuration has that name.
     """
     if isinstance(config, str):
         if config not in UNET_CONFIGS:

@@ -34,8 +34,9 @@ class StripConvolution(Protocol):
     def __call__(self, padded: torch.Tensor, out: torch.Tensor, *, add: bool) -> None:
         """Convolve rows that come with the row above and the row below them.
 
-        :param padded: (B, R + 2, W, C), contiguous.
-        :param out: (B, R, W, O), is overwritten or, with ``add``, added to.
+        Args:
+            padded: (B, R + 2, W, C), contiguous.
+            out: (B, R, W, O), is overwritten or, with ``add``, added to.
         """
 
 
@@ -45,7 +46,8 @@ class PackedConvolution:
     oneDNN chooses the order by what it sees at the first call. For 1x1 kernels its choice depends much on the number of
     pixels, and the wrong order is twenty times slower, so weights are kept for several sizes.
 
-    :param weight: (O, C / groups, kh, kw).
+    Args:
+        weight: (O, C / groups, kh, kw).
     """
 
     SIZES = 4
@@ -100,6 +102,7 @@ class PlainConvolution:
         self.convolve = PackedConvolution(weight, padding=(0, 1))
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor, *, add: bool) -> None:
+        """Convolve into ``out``, or add to it."""
         result = self.convolve(padded)
         if add:
             out.add_(result)
@@ -110,7 +113,8 @@ class PlainConvolution:
 class RowConvolution:
     """Winograd's F(4, 3) along the height.
 
-    :param weight: (O, C, 3, 3).
+    Args:
+        weight: (O, C, 3, 3).
     """
 
     rows = ROWS
@@ -122,6 +126,7 @@ class RowConvolution:
         self.convolve = PackedConvolution(by_group, padding=(0, 1), groups=6)
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor, *, add: bool) -> None:
+        """Convolve into ``out``, or add to it."""
         products = self.convolve(_input_transform(padded).flatten(3)).unflatten(3, (6, -1))  # (B, R/4, W, 6, O)
         _output_transform(products, out, add=add)
 
@@ -184,7 +189,8 @@ class UpsamplingConvolution:
     output at b are w0 a + (w1 + w2) b and (w0 + w1) b + w2 c. Both come from the products w0 (a - b),
     (w0 + w1 + w2) b and w2 (c - b). The same along the width.
 
-    :param weight: (O, C, 3, 3).
+    Args:
+        weight: (O, C, 3, 3).
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -193,7 +199,12 @@ class UpsamplingConvolution:
         self.convolve = PackedConvolution(transformed.to(weight.dtype).flatten(0, 2)[:, :, None, None], groups=9)
 
     def __call__(self, padded: torch.Tensor, out: torch.Tensor) -> None:
-        """:param padded: (B, R + 2, W + 2, C) of the small map. :param out: (B, 2 R, 2 W, O), is overwritten."""
+        """Convolve the nearest-neighbour enlargement of a small map into ``out``.
+
+        Args:
+            padded: (B, R + 2, W + 2, C) of the small map.
+            out: (B, 2 R, 2 W, O), is overwritten.
+        """
         batch, rows, width, channels = padded[:, 2:, 2:].shape
         middle = padded[:, 1:-1]  # (B, R, W + 2, C)
         parts = padded.new_empty(batch, rows, width, 3, 3, channels)

@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 
 from facefix.faces.face import Face
 
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels of the upright photo"""
+
+ContentFace = tuple[str, int]
+"""A face by content: sha256 of its photo, its number in it."""
+
+PlacedFace = tuple[Path, int]
+"""A face by place: its photo's place in the output tree, its number in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class NamedBox:
     """A face that the photo's own metadata names."""
 
     name: str
-    box: tuple[float, float, float, float]
-    """left, top, right, bottom in pixels of the upright photo"""
+    box: Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +54,7 @@ class StoredEmbedding:
     number: int
     """of the face in it"""
     backend: str
-    box: tuple[float, float, float, float]
-    """left, top, right, bottom in pixels of the upright photo"""
+    box: Box
     vector: NDArray[np.float32]
 
 
@@ -67,8 +74,7 @@ class FaceOutcome:
 
     face: int
     """number in its photo, from 0"""
-    box: tuple[float, float, float, float]
-    """left, top, right, bottom in pixels of the upright photo"""
+    box: Box
     verdict: str
     """restored, kept, flagged or failed"""
     reason: str
@@ -111,7 +117,7 @@ class PhotoOutcome:
 
 @dataclass(frozen=True, slots=True)
 class DoneRow:
-    """What decides whether a photo's output still stands."""
+    """What decides whether a photo's output is current."""
 
     source: Path
     sha256: str

@@ -1,20 +1,20 @@
-"""The ledger's tables and the steps from one version of them to the next."""
+"""The ledger's tables, and the steps from one version of them to the next."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
+import time
 from collections.abc import Callable
-from pathlib import Path
 
-_FORGOTTEN = b""
+from facefix.errors import FacefixError
+
+Migration = Callable[[sqlite3.Connection], None]
+
+_APPLIED = "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT, applied REAL)"
+_HAS_APPLIED = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'"
 
 
-FORGOTTEN = "forgotten"
-"""reason of a face whose person was forgotten"""
-
-
-def _create(connection: sqlite3.Connection) -> None:
+def _m001_create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)")
     connection.execute(
         "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,"
@@ -41,14 +41,42 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX outcomes_person ON outcomes (person)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
-"""In order, never changed once released; `PRAGMA user_version` counts those applied."""
+MIGRATIONS: tuple[Migration, ...] = (_m001_create_tables,)
+"""In order, never changed once released. The table ``migrations`` names those applied; ``PRAGMA user_version`` counts
+them, and in ledgers made before that table it is all there is."""
 
 
-def _key(path: Path) -> bytes:
-    """Paths are bytes: a name need not be UTF-8."""
-    return os.fsencode(path)
+def migrate(connection: sqlite3.Connection, name: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> None:
+    """Bring a ledger to the newest version, each step in a transaction of its own.
+
+    Args:
+        connection: to the ledger, of any version, or to an empty database.
+        name: what to call the ledger in an error.
+        migrations: all there are.
+
+    Raises:
+        FacefixError: the ledger was written by a newer facefix.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise FacefixError(
+            f"ledger {name}: was written by a newer facefix (version {version}, this one knows {len(migrations)});"
+            " update facefix, or choose another output folder"
+        )
+    if version == len(migrations) and connection.execute(_HAS_APPLIED).fetchone() is not None:
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_APPLIED)
+        known = [(number, _name(step)) for number, step in enumerate(migrations[:version], start=1)]
+        connection.executemany("INSERT OR IGNORE INTO migrations (number, name) VALUES (?, ?)", known)
+    for number, step in enumerate(migrations[version:], start=version + 1):
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            step(connection)
+            connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", (number, _name(step), time.time()))
+            connection.execute(f"PRAGMA user_version = {number}")
 
 
-def _path(key: bytes) -> Path:
-    return Path(os.fsdecode(key))
+def _name(step: Migration) -> str:
+    return step.__name__.lstrip("_")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from facefix.errors import OutputError
 from facefix.files import atomic
-from facefix.files.lock import locked
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 
 
 @contextmanager

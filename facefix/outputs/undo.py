@@ -184,11 +184,6 @@ def read_record(path: Path) -> Record:
         raise PhotoError(f"{printable(path)}: expected a record for undo, found it damaged: {error}") from error
 
 
-def has_record(output: Path, undo_id: str) -> bool:
-    """Whether an output folder keeps a record of that name."""
-    return any((output / OUTPUT_MARKER / UNDO_FOLDER).glob(f"{undo_id}-*{_SUFFIX}"))
-
-
 def _patch(photo: Photo, region: Region, before: Raster, regions: Sequence[Region]) -> Patch:
     left, top, right, bottom = stored_box(photo, region)
     if photo.format == "JPEG":

@@ -66,11 +66,6 @@ def apply_corrections(groups: Sequence[Group], people: PeopleFile, label: FaceLa
     return tuple(_person(key, placed[key], names.get(key), index, label) for key in order if key in placed)
 
 
-def allowed(candidates: Iterable[Face], person: CorrectedPerson) -> tuple[Face, ...]:
-    """The candidates for references that are not banned."""
-    return tuple(face for face in candidates if face.key not in person.banned)
-
-
 def with_pins(
     references: Sequence[Reference], person: CorrectedPerson, target: Face | None, limit: int = 5
 ) -> tuple[Reference, ...]:

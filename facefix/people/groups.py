@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from facefix.faces.backends import Backend
 from facefix.faces.embed import IdentityScale
-from facefix.faces.face import Face
+from facefix.faces.face import Face, FaceKey
 from facefix.faces.index import index_photo
 from facefix.people.linkage import Constraints, group, neighbours_below
 from facefix.people.references import centroid, choose_references
@@ -27,8 +27,6 @@ SHARP = 0.60
 """Faces below this sharpness are attached beyond the distance that joins, since they are further from everybody; and
 only to groups with a face above it, since two blurred faces may be alike because both are blurred. A portrait needs not
 be sharp: the user says that it shows one of these people, and the face must still be clearly nearest to it."""
-
-FaceKey = tuple[str, int]
 
 
 def group_faces(

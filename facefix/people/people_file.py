@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import Final
 
 import tomlkit
 from tomlkit.items import AoT, Array, Table
@@ -25,11 +24,20 @@ from facefix.errors import UsageError
 from facefix.faces.face import Face
 from facefix.files import atomic
 from facefix.files.names import readable
+from facefix.people.people_schema import FORMAT_VERSION, Malformed, PersonEntry, parse
 
-FORMAT_VERSION: Final = 1
+__all__ = [
+    "PEOPLE_FILE",
+    "FaceLabeller",
+    "PeopleFile",
+    "PeopleIndex",
+    "PersonEntry",
+    "forget_person",
+    "whole_photo",
+    "write_people_file",
+]
 
-_PERSON_KEYS: Final = frozenset({"id", "name", "merge", "exclude", "pin", "ban", "faces"})
-_TOP_KEYS: Final = frozenset({"version", "next", "person", "ignore"})
+PEOPLE_FILE: Final = "people.toml"
 _PORTRAITS: Final = "@refs/"
 _HEADER: Final = """\
 Who is who in this album. Edit it freely: facefix keeps your edits and your comments, and only adds what is new.
@@ -43,19 +51,6 @@ Who is who in this album. Edit it freely: facefix keeps your edits and your comm
 
 A face is "photo#number", numbered from 0, left to right. "@refs/" stands for the folder of portraits.
 Faces that are nobody's (statues, strangers) go under [ignore]."""
-
-
-@dataclass(frozen=True, slots=True)
-class PersonEntry:
-    """One ``[[person]]`` of the file."""
-
-    id: str | None
-    name: str | None = None
-    merge: tuple[str, ...] = ()
-    exclude: bool = False
-    pin: tuple[str, ...] = ()
-    ban: tuple[str, ...] = ()
-    faces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +77,10 @@ class PeopleFile:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: expected a people.toml in UTF-8, found: {error}") from error
         try:
-            people = _parse(tomllib.loads(text))
-            _check(people)
-        except (tomllib.TOMLDecodeError, _Malformed) as error:
+            document = parse(tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, Malformed) as error:
             raise UsageError(f"{path}: {error}; correct it, or move it away to begin anew") from error
-        return people
+        return cls(document.person, document.ignore.faces, document.next)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +212,6 @@ def forget_person(path: Path, who: str | None) -> int:
     return len(gone)
 
 
-class _Malformed(Exception):
-    """people.toml is TOML but not what it should be."""
-
-
 def _ids(people: PeopleFile) -> list[str]:
     taken = {entry.id for entry in people.persons}
     number = people.next_number
@@ -241,102 +231,6 @@ def _unique(persons: Sequence[PersonEntry], next_number: int) -> PeopleFile:
 def _text(path: PurePath) -> str:
     """A path as TOML can hold it: slashes, and percent signs and bytes that are not UTF-8 percent-encoded."""
     return readable(path.as_posix().replace("%", "%25"))
-
-
-def _parse(data: Mapping[str, Any]) -> PeopleFile:
-    _only_known(data, _TOP_KEYS, "the file")
-    version = data.get("version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise _Malformed(f"expected version = {FORMAT_VERSION}, found {version!r}")
-    tables = data.get("person", [])
-    if not isinstance(tables, list):
-        raise _Malformed("expected [[person]] entries, found a single value named person (write it in double brackets)")
-    ignore = data.get("ignore", {})
-    if not isinstance(ignore, Mapping):
-        raise _Malformed("expected a table [ignore] with a list of faces")
-    _only_known(ignore, frozenset({"faces"}), "[ignore]")
-    following = data.get("next", 1)
-    if not isinstance(following, int) or following < 1:
-        raise _Malformed(f"expected a whole number from 1 for next, found {following!r}")
-    return PeopleFile(
-        persons=tuple(_parse_person(table, i) for i, table in enumerate(tables, start=1)),
-        ignored=_strings(ignore, "faces", "[ignore]"),
-        next_number=following,
-    )
-
-
-def _parse_person(table: Any, number: int) -> PersonEntry:
-    where = f"[[person]] number {number}"
-    if not isinstance(table, Mapping):
-        raise _Malformed(f"{where}: expected a table, found {table!r}")
-    where = f"{where} ({table.get('name') or table.get('id') or 'without name'})"
-    _only_known(table, _PERSON_KEYS, where)
-    exclude = table.get("exclude", False)
-    if not isinstance(exclude, bool):
-        raise _Malformed(f"{where}: expected true or false for exclude, found {exclude!r}")
-    return PersonEntry(
-        id=_string(table, "id", where),
-        name=_string(table, "name", where),
-        merge=_strings(table, "merge", where),
-        exclude=exclude,
-        pin=_strings(table, "pin", where),
-        ban=_strings(table, "ban", where),
-        faces=_strings(table, "faces", where),
-    )
-
-
-def _only_known(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise _Malformed(f"{where}: unknown key {key!r}, expected one of {', '.join(sorted(known))}")
-
-
-def _string(table: Mapping[str, Any], key: str, where: str) -> str | None:
-    value = table.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _Malformed(f"{where}: expected text for {key}, found {value!r}")
-    return value or None
-
-
-def _strings(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = table.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _Malformed(f"{where}: expected a list of texts for {key}, found {value!r}")
-    return tuple(value)
-
-
-def _check(people: PeopleFile) -> None:
-    """Refuse what contradicts itself."""
-    ids = [entry.id for entry in people.persons if entry.id is not None]
-    for entry_id, count in Counter(ids).items():
-        if count > 1:
-            raise _Malformed(f"the id {entry_id!r} stands at {count} persons (a new entry needs none)")
-    faces = Counter(face for entry in people.persons for face in set(entry.faces))
-    faces.update(set(people.ignored))
-    for face, count in faces.items():
-        if count > 1:
-            raise _Malformed(f"the face {face!r} is listed under {count} persons; leave it under one")
-    into: dict[str, str | None] = {}
-    for entry in people.persons:
-        for other in entry.merge:
-            if other not in ids or other == entry.id or other in into:
-                raise _Malformed(
-                    f"merge = [{other!r}] at {entry.name or entry.id!r}: expected the id of another person, "
-                    "merged into no third"
-                )
-            into[other] = entry.id
-    for start in into:
-        _check_ends(start, into)
-
-
-def _check_ends(start: str, into: Mapping[str, str | None]) -> None:
-    seen = {start}
-    at = into.get(start)
-    while at is not None and at in into:
-        if at in seen:
-            raise _Malformed(f"merge: {start!r} is merged into itself by way of {at!r}")
-        seen.add(at)
-        at = into[at]
 
 
 def _new_document() -> tomlkit.TOMLDocument:
@@ -400,6 +294,3 @@ def _lines(faces: Sequence[str]) -> Array:
     if faces:
         array.add_line(indent="")
     return array
-
-
-PEOPLE_FILE = "people.toml"

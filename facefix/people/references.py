@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.faces.backends import Backend
-from facefix.faces.face import Embedding, Face, Reference
+from facefix.faces.face import Embedding, Face, FaceKey, Reference
 from facefix.faces.quality import can_be_reference
 
 MAX_REFERENCES = 5
-
-FaceKey = tuple[str, int]
 
 YEARS_PER_STEP = 10
 _HALF_WEIGHT_YEARS = 20.0

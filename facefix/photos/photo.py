@@ -95,7 +95,7 @@ class Photo:
 
     @property
     def size(self) -> tuple[int, int]:
-        """width, height of the upright photo"""
+        """Width and height of the upright photo."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
     @property

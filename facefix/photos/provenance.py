@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from lxml import etree
 
-from facefix import __version__
 from facefix.errors import PhotoError
 from facefix.photos.metadata.xmp import RDF, empty_packet, parse_packet, rdf_root, serialize_packet
 from facefix.photos.turned_box import Box, stored_box
+from facefix.version import __version__
 
 if TYPE_CHECKING:
     from facefix.photos.photo import Photo
@@ -36,7 +36,7 @@ class Provenance:
     """What was done to one photo."""
 
     model: str
-    """name of the restorer, for instance "refldm\""""
+    """name of the restorer, for instance "small\""""
     model_hash: str
     """recipe of the restorer: hash of its weights and settings"""
     regions: tuple[Box, ...]

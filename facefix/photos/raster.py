@@ -55,7 +55,7 @@ class Raster:
 
     @property
     def size(self) -> tuple[int, int]:
-        """width, height as stored"""
+        """Width and height as stored."""
         return self.samples.shape[1], self.samples.shape[0]
 
     @property

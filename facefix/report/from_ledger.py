@@ -6,9 +6,9 @@ from pathlib import Path
 
 from facefix.errors import UsageError
 from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
+from facefix.outputs.forgetting import FORGOTTEN
 from facefix.outputs.ledger import Ledger
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome, ReferenceNote
-from facefix.outputs.schema import FORGOTTEN
 from facefix.people.people_file import PEOPLE_FILE, PeopleFile
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
 from facefix.report.names import with_names_now
@@ -25,7 +25,7 @@ def report_of(output: Path) -> Report:
             f"{output}: expected an output folder of `facefix restore`, found no {OUTPUT_MARKER}/{LEDGER_NAME} in it"
         )
     with Ledger.snapshot(output) as ledger:
-        photos = with_names_now(list(ledger.photos()), PeopleFile.read(output / PEOPLE_FILE))
+        photos = with_names_now(list(ledger.records.photos()), PeopleFile.read(output / PEOPLE_FILE))
         uses = _reference_uses(photos, ledger)
     return Report(
         title=f"facefix: {output.absolute().name or output.absolute()}",
@@ -40,7 +40,7 @@ def _reference_uses(photos: list[PhotoOutcome], ledger: Ledger) -> dict[Referenc
             path=Path(note.path),
             name=_short(Path(note.path)),
             reason=note.reason,
-            box=ledger.face_box(Path(note.path), note.face),
+            box=ledger.index.face_box(Path(note.path), note.face),
         )
         for note in notes
     }

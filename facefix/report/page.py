@@ -19,10 +19,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
-from facefix import __version__
 from facefix.files import atomic
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
 from facefix.report.thumbnails import Cut, Sheet, in_units, make_thumbnails, remove_others
+from facefix.version import __version__
 
 REPORT_FOLDER: Final = "facefix-report"
 THUMBS: Final = "thumbs"

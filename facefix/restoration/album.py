@@ -89,10 +89,11 @@ def with_digests(album: Album, ledger: Ledger) -> tuple[Album, tuple[Problem, ..
         try:
             portraits.append(Portrait(portrait.path, portrait.person, ledger.sha256(portrait.path)))
         except OSError as error:
-            problems.append(Problem(portrait.path, Path(portrait.path.name), _why(portrait.path, error)))
+            problems.append(Problem(portrait.path, Path(portrait.path.name), why_unreadable(portrait.path, error)))
     known = Album(album.photos, album.skipped, album.output, album.root, tuple(portraits), album.refs)
     return known, tuple(problems)
 
 
-def _why(path: Path, error: OSError) -> str:
+def why_unreadable(path: Path, error: OSError) -> str:
+    """An error of the system in words."""
     return f"{printable(path)}: cannot be read: {error.strerror or error}"

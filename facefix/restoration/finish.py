@@ -14,20 +14,21 @@ from PIL import Image
 
 from facefix.errors import OutputError, PhotoError
 from facefix.faces.align import CROP_SIZE
+from facefix.faces.face import Pixels
 from facefix.outputs import undo
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.photos import provenance
 from facefix.photos.photo import Photo, copy_photo, read_photo, write_photo
 from facefix.photos.region import Region
 from facefix.restoration.album import target_path
+from facefix.restoration.batches import Restored
 from facefix.restoration.blend import blend_face
 from facefix.restoration.choices import BackendChoice
 from facefix.restoration.index import why_failed
 from facefix.restoration.plan import FaceTask, PhotoTask
-from facefix.restoration.reading import Crop, OpenPhoto
+from facefix.restoration.reading import OpenPhoto
 from facefix.restoration.scan import output_path
 from facefix.restoration.verdicts import FAILED, FLAGGED, RESTORED, Verdict, judge, judge_alone
-from facefix.restoration.worker import Restored
 from facefix.settings import Settings
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -109,7 +110,7 @@ class Finisher:
             notes=(*photo.notes, *written.notes, *([said.note] if said.note else [])),
         )
 
-    def _judge(self, face: FaceTask, crop: Crop, result: Restored) -> FaceOutcome:
+    def _judge(self, face: FaceTask, crop: Pixels, result: Restored) -> FaceOutcome:
         """Compare the face as it will be used with its references, or with the photo where there are none."""
         if result.pixels is None:
             return face.outcome(FAILED, result.problem, seconds=result.seconds, model=self.model)
@@ -142,14 +143,14 @@ class Finisher:
         )
 
 
-def to_crop_size(pixels: Crop) -> Crop:
+def to_crop_size(pixels: Pixels) -> Pixels:
     """A restored crop at the size that faces are cut out with."""
     if pixels.shape[0] == CROP_SIZE:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.LANCZOS))
 
 
-def mix(crop: Crop, restored: Crop, strength: float) -> Crop:
+def mix(crop: Pixels, restored: Pixels, strength: float) -> Pixels:
     """The face as it will look with that ``strength``."""
     if strength == 1:
         return restored
@@ -166,7 +167,7 @@ def raise_if_disk_failed(error: PhotoError) -> None:
         ) from error
 
 
-def settled(task: PhotoTask, future: Future[PhotoOutcome]) -> PhotoOutcome:
+def outcome_of(task: PhotoTask, future: Future[PhotoOutcome]) -> PhotoOutcome:
     """What a CPU thread made of a photo. OutputError ends the run; anything else is this photo's failure."""
     error = future.exception()
     if isinstance(error, OutputError):

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from facefix.faces.face import Face, Reference
+from facefix.faces.face import Face, FaceKey, Reference
 from facefix.files.digests import digest
-from facefix.outputs.outcomes import IndexedPhoto
+from facefix.outputs.outcomes import IndexedPhoto, PlacedFace
 from facefix.people.corrections import CorrectedPerson, apply_corrections, with_pins
 from facefix.people.groups import group_faces
 from facefix.people.names import name_faces, name_groups
 from facefix.people.people_file import PEOPLE_FILE, FaceLabeller, PeopleFile
 from facefix.people.references import choose_references
 from facefix.photos.metadata.regions import NamedRegion
-from facefix.restoration.album import Album, Portrait
+from facefix.restoration.album import Album, Portrait, Problem
 from facefix.restoration.choices import BackendChoice
 from facefix.restoration.scan import ScannedPhoto
 from facefix.settings import Settings
 
-FaceKey = tuple[str, int]
-
-
 _BEST_OF_A_TIME = 64
-
+"""faces of ten years"""
 
 _TEN_YEARS = 10 * 365.25 * 86400
 
@@ -33,8 +29,17 @@ _TEN_YEARS = 10 * 365.25 * 86400
 class Found:
     """Everything that was looked at."""
 
-    photos: Mapping[ScannedPhoto, IndexedPhoto]
-    portraits: Mapping[Portrait, IndexedPhoto]
+    photos: Mapping[ScannedPhoto, IndexedPhoto] = field(default_factory=dict)
+    portraits: Mapping[Portrait, IndexedPhoto] = field(default_factory=dict)
+    unreadable_photos: tuple[Problem, ...] = ()
+    unreadable_portraits: tuple[Problem, ...] = ()
+    seconds: float = 0.0
+    """that looking took"""
+
+    @property
+    def faces(self) -> int:
+        """Faces in the photos of the album."""
+        return sum(len(photo.faces) for photo in self.photos.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +53,8 @@ class People:
     settings: Settings
     backend: BackendChoice
     _owners: Mapping[FaceKey, CorrectedPerson]
-    _candidates: dict[str, Candidates] = field(default_factory=dict)
-    """by the person's id; filled once"""
+    _candidates: Mapping[str, Candidates] = field(default_factory=dict)
+    """by the person's id"""
 
     def owner(self, face: Face) -> CorrectedPerson | None:
         """Whose face it is; None for one that people.toml ignores."""
@@ -155,8 +160,7 @@ def find_people(found: Found, album: Album, settings: Settings, backend: Backend
         backend,
         {face.key: person for person in persons for face in person.faces},
     )
-    people._candidates.update((person.id, people.candidates(person)) for person in persons)
-    return people
+    return replace(people, _candidates={person.id: people.candidates(person) for person in persons})
 
 
 def _given_names(found: Found) -> dict[FaceKey, str]:
@@ -170,10 +174,6 @@ def _given_names(found: Found) -> dict[FaceKey, str]:
             largest = max(photo.faces, key=lambda face: face.quality.face_px)
             names[largest.key] = portrait.person
     return names
-
-
-PlacedFace = tuple[Path, int]
-"""place of a photo in the output tree, number of the face in it"""
 
 
 def names_now(found: Found, people: People) -> dict[PlacedFace, str | None]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from facefix.faces.face import Embedding, Face, Reference
 from facefix.files.digests import digest
-from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, PhotoOutcome, ReferenceNote
+from facefix.outputs.outcomes import DoneRow, FaceOutcome, IndexedPhoto, PhotoOutcome, ReferenceNote
+from facefix.outputs.records import Records
 from facefix.people.references import centroid
-from facefix.restoration.identities import People
+from facefix.restoration.identities import Found, People
 from facefix.restoration.scan import ScannedPhoto
 from facefix.restoration.verdicts import KEPT, why_left_alone
+from facefix.restoration.work import Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +51,7 @@ class PhotoTask:
     recipe: str
     faces: tuple[FaceTask, ...] = ()
     """to restore"""
-    settled: tuple[FaceOutcome, ...] = ()
+    kept: tuple[FaceOutcome, ...] = ()
     """left as they are, with the reason"""
     scale: int = 1
 
@@ -71,7 +73,7 @@ class PhotoTask:
             self.found.sha256,
             target,
             self.recipe,
-            tuple(sorted((*self.settled, *faces), key=lambda face: face.face)),
+            tuple(sorted((*self.kept, *faces), key=lambda face: face.face)),
             seconds,
             self.found.size,
             self.scale if status == "restored" else 1,
@@ -88,7 +90,7 @@ def make_task(photo: ScannedPhoto, found: IndexedPhoto, people: People, recipe: 
     settings = people.settings
     owners = [people.owner(face) for face in found.faces]
     recipe = f"{recipe}.{digest([people.given(owner) for owner in owners])}"
-    tasks, settled = [], []
+    tasks, kept = [], []
     for face, owner in zip(found.faces, owners, strict=True):
         name = owner.name if owner is not None else None
         reason = why_left_alone(face.quality, settings, excluded=owner is not None and owner.excluded)
@@ -96,12 +98,56 @@ def make_task(photo: ScannedPhoto, found: IndexedPhoto, people: People, recipe: 
         if reason is None and not references and settings.no_ref == "skip":
             reason = "no references of this person (--no-ref skip)"
         if reason is not None:
-            settled.append(face_outcome(face, KEPT, reason, name))
+            kept.append(face_outcome(face, KEPT, reason, name))
         else:
             embeddings = [ref.face.embedding for ref in references if ref.face.embedding is not None]
             middle = centroid(embeddings) if embeddings else None
             tasks.append(FaceTask(photo.relative, face, name or "", references, middle))
-    return PhotoTask(photo, found, recipe, tuple(tasks), tuple(settled), settings.upscale)
+    return PhotoTask(photo, found, recipe, tuple(tasks), tuple(kept), settings.upscale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a run will do."""
+
+    tasks: tuple[PhotoTask, ...]
+    """in working order"""
+    current: tuple[Path, ...] = ()
+    """stale photos, by place in the output tree, that would come out as they are: they are done"""
+
+
+def make_plan(work: Work, found: Found, people: People, records: Records, recipe: str) -> Plan:
+    """A task for every photo that is pending, and for every stale one that would come out otherwise.
+
+    Args:
+        work: what is to be done.
+        found: what was found in photos; those in which nothing could be found get no task.
+        people: everybody.
+        records: what was done.
+        recipe: of the run.
+    """
+    rows = records.done() if work.stale else {}
+    stale, tasks, current = frozenset(work.stale), list[PhotoTask](), list[Path]()
+    for photo in (*work.pending, *work.stale):
+        if photo not in found.photos:
+            continue
+        task = make_task(photo, found.photos[photo], people, recipe)
+        row = rows.get(photo.relative)
+        if photo in stale and row is not None and _is_current(task, row, records, people):
+            current.append(photo.relative)
+        else:
+            tasks.append(task)
+    return Plan(tuple(in_working_order(tasks)), tuple(current))
+
+
+def _is_current(task: PhotoTask, row: DoneRow, records: Records, people: People) -> bool:
+    """Whether a photo that is done would be done in the same way.
+
+    Who is in it may have been forgotten since: it is not done again without references because of that.
+    """
+    if any(face.embedding is None for face in task.found.faces):
+        return True
+    return row.recipe == task.recipe and references_are_current(task, records.faces(task.photo.relative), people)
 
 
 def in_working_order(tasks: Iterable[PhotoTask]) -> list[PhotoTask]:
@@ -146,7 +192,7 @@ def _notes(references: Sequence[Reference]) -> tuple[ReferenceNote, ...]:
     )
 
 
-def references_stand(task: PhotoTask, recorded: Iterable[FaceOutcome], people: People) -> bool:
+def references_are_current(task: PhotoTask, recorded: Iterable[FaceOutcome], people: People) -> bool:
     """Whether a photo's faces were restored with references that still are their people's.
 
     A correction by hand may have moved a face, or a reference, to somebody else; and a face that had no references may

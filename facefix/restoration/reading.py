@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from facefix.errors import PhotoError
-from facefix.faces.align import crop_matrix, warp
-from facefix.faces.face import Face, Reference
+from facefix.faces.align import Matrix, crop_matrix, warp
+from facefix.faces.face import Pixels
 from facefix.photos.photo import Photo, read_photo
-from facefix.restoration.batches import reference_key
+from facefix.restoration.batches import ReferenceSource
 from facefix.restoration.plan import PhotoTask
 
-Crop = NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenPhoto:
+    """A photo read again, with a crop of each face to restore, by face number."""
+
+    photo: Photo
+    matrices: Mapping[int, Matrix]
+    crops: Mapping[int, Pixels]
 
 
 def open_photo(task: PhotoTask, max_pixels: int) -> OpenPhoto:
@@ -31,37 +35,25 @@ def open_photo(task: PhotoTask, max_pixels: int) -> OpenPhoto:
 
 
 class ReferenceReader:
-    """Reads the crops of references on CPU threads, ahead of the device; the last few are kept."""
+    """Reads the crops of references on CPU threads, ahead of the device; the last few are kept. For several threads."""
 
-    def __init__(self, pool: ThreadPoolExecutor, max_pixels: int, keep: int = 64) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, keep: int = 64) -> None:
         self._pool = pool
-        self._max_pixels = max_pixels
         self._keep = keep
-        self._futures: OrderedDict[str, Future[Crop]] = OrderedDict()
+        self._futures: OrderedDict[str, Future[Pixels]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def start(self, reference: Reference) -> Future[Crop]:
+    def start(self, reference: ReferenceSource) -> Future[Pixels]:
         """The crop of a reference, perhaps still being read."""
-        key = reference_key(reference.face)
-        if key not in self._futures:
-            self._futures[key] = self._pool.submit(_read_crop, reference.path, reference.face, self._max_pixels)
-        self._futures.move_to_end(key)
-        while len(self._futures) > self._keep:
-            self._futures.popitem(last=False)
-        return self._futures[key]
+        with self._lock:
+            future = self._futures.get(reference.key)
+            if future is None:
+                future = self._futures[reference.key] = self._pool.submit(reference.read)
+            self._futures.move_to_end(reference.key)
+            while len(self._futures) > self._keep:
+                self._futures.popitem(last=False)
+            return future
 
-    def is_readable(self, reference: Reference) -> bool:
+    def is_readable(self, reference: ReferenceSource) -> bool:
         """Whether the reference can be read (waits for it)."""
         return not isinstance(self.start(reference).exception(), PhotoError)
-
-
-def _read_crop(path: Path, face: Face, max_pixels: int) -> Crop:
-    return warp(read_photo(path, max_pixels).pixels, crop_matrix(face.detection.landmarks))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenPhoto:
-    """A photo read again, with a crop of each face to restore, by face number."""
-
-    photo: Photo
-    matrices: Mapping[int, NDArray[np.float64]]
-    crops: Mapping[int, Crop]

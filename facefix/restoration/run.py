@@ -1,22 +1,24 @@
-"""The steps of one run over an album."""
+"""The steps of one run over an album. Each takes values and gives values; a run itself never changes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
-from facefix.device import choose_device
+from facefix.device import choose_device, choose_dtype
 from facefix.faces.backends import Backend
 from facefix.files.names import printable
-from facefix.methods.base import Restorer
+from facefix.methods.base import Restorer, SamplingSettings
 from facefix.outputs.ledger import Ledger
-from facefix.outputs.outcomes import DoneRow, IndexedPhoto, PhotoOutcome
+from facefix.outputs.outcomes import IndexedPhoto, PhotoOutcome
 from facefix.people.people_file import PEOPLE_FILE
 from facefix.progress import Progress, Silent
 from facefix.restoration.album import Album, Portrait, Problem, with_digests
+from facefix.restoration.batches import ModelSpec
 from facefix.restoration.choices import (
     BackendChoice,
     ModelChoice,
@@ -24,13 +26,15 @@ from facefix.restoration.choices import (
     choose_model,
     estimate_seconds_per_face,
 )
-from facefix.restoration.finish import Finisher, settled
+from facefix.restoration.executors import LocalExecutor
+from facefix.restoration.finish import Finisher, outcome_of
 from facefix.restoration.identities import Found, People, find_people, names_now
 from facefix.restoration.index import look_into, why_failed
 from facefix.restoration.phase import RestorePhase
-from facefix.restoration.plan import PhotoTask, in_working_order, make_task, references_stand
-from facefix.restoration.scan import ScannedPhoto
-from facefix.restoration.summary import Summary
+from facefix.restoration.plan import PhotoTask, Plan, make_plan
+from facefix.restoration.reading import ReferenceReader
+from facefix.restoration.scan import ScannedPhoto, Skipped
+from facefix.restoration.summary import Done, Summary, Tally
 from facefix.restoration.work import Work, base_recipe, find_work, given_identities
 from facefix.restoration.worker import DeviceWorker, choose_batch_size
 from facefix.settings import Settings
@@ -39,6 +43,8 @@ from facefix.threads import bounded_map
 
 COMMIT_SECONDS = 2.0
 """A killed run loses at most this much of what it had found in photos."""
+
+_SPEED = "seconds_per_face"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,69 +69,84 @@ class Options:
     stop: Stop = field(default_factory=Stop)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """The steps of one run, in the order `restore_album` calls them; each takes what the last one gave."""
+    """What every step of a run works with. The steps, in the order `restore_album` calls them, are its methods."""
 
-    def __init__(
-        self,
+    album: Album
+    unreadable_portraits: tuple[Problem, ...]
+    settings: Settings
+    options: Options
+    ledger: Ledger
+    pool: ThreadPoolExecutor
+    backend: BackendChoice
+    model: ModelChoice
+    recipe: str
+    """of everything that decides every picture alike"""
+    given: str
+    """digest of what the user says about who is who"""
+
+    @classmethod
+    def over(
+        cls,
         album: Album,
         settings: Settings,
         options: Options,
         ledger: Ledger,
         pool: ThreadPoolExecutor,
         model: ModelChoice | None = None,
-    ) -> None:
-        self.settings, self.options, self.ledger, self.pool = settings, options, ledger, pool
-        self.started = time.perf_counter()
-        self.album, unreadable = with_digests(album, ledger)
-        self.problems: list[Problem] = []
-        """photos that cannot be read"""
-        self.renamed = 0
-        """faces of photos done before that are called otherwise now"""
-        self.bad_portraits = {problem.path: problem.reason for problem in unreadable}
-        self.backend: BackendChoice = choose_backend(settings, options.backend)
-        self.model: ModelChoice = model or choose_model(settings, ledger, options.restorer)
-        self.recipe = base_recipe(self.model.recipe, self.backend.key, settings)
-        self.identities = given_identities(self.album)
-        self.summary = Summary(self.album.output, photos=len(album.photos), skipped=len(album.skipped))
-        self.summary.left_out = [(skipped.path, skipped.reason) for skipped in album.skipped]
+    ) -> Self:
+        """A run over an album. Raises WeightsUnavailable where the model or the face backend is not installed."""
+        album, unreadable = with_digests(album, ledger)
+        backend = choose_backend(settings, options.backend)
+        model = model or choose_model(settings, ledger, options.restorer)
+        recipe = base_recipe(model.recipe, backend.key, settings)
+        return cls(
+            album=album,
+            unreadable_portraits=unreadable,
+            settings=settings,
+            options=options,
+            ledger=ledger,
+            pool=pool,
+            backend=backend,
+            model=model,
+            recipe=recipe,
+            given=given_identities(album),
+        )
 
     def compare_with_ledger(self) -> Work:
         """What is to be done, by what is known to be done."""
-        work = find_work(self.album, self.ledger, self.settings, self.recipe, self.identities)
-        self.problems += work.problems
-        self.summary.already_done = len(work.done)
-        self.summary.occupied = len(work.occupied)
-        return work
+        return find_work(self.album, self.ledger, self.settings, self.recipe, self.given)
 
     def look_into_photos(self, work: Work, *, everything: bool = False) -> Found:
         """Faces of every photo and portrait, from the ledger or by looking now. Nothing to do: looks at nothing."""
         if not work.needs_looking and not everything:
-            return Found({}, {})
+            return Found()
+        start = time.perf_counter()
         wanted: dict[ScannedPhoto | Portrait, str] = {
             photo: work.digests[photo.path] for photo in self.album.photos if photo.path in work.digests
         }
         wanted |= {portrait: portrait.sha256 for portrait in self.album.portraits}
         paths = {digest: item.path for item, digest in wanted.items()}
-        unknown = {
-            digest: path for digest, path in paths.items() if not self.ledger.is_indexed(digest, self.backend.key)
-        }
-        why = self._look(list(unknown.values()))
+        unknown = [path for digest, path in paths.items() if not self.ledger.index.has(digest, self.backend.key)]
+        why = self._look(unknown)
+        seconds = time.perf_counter() - start if unknown else 0.0
         if self.options.stop:
-            return Found({}, {})
+            return Found(seconds=seconds)
         photos, portraits = dict[ScannedPhoto, IndexedPhoto](), dict[Portrait, IndexedPhoto]()
+        no_photos, no_portraits = list[Problem](), list[Problem]()
         for item, digest in wanted.items():
-            found = self.ledger.indexed(digest, self.backend.key, str(item.path))
+            found = self.ledger.index.get(digest, self.backend.key, str(item.path))
             if isinstance(item, ScannedPhoto):
-                if found is None:
-                    self.problems.append(Problem(item.path, item.relative, _why(item.path, paths[digest], why)))
-                else:
+                if found is not None:
                     photos[item] = found
-            elif found is None:
-                self.bad_portraits[item.path] = _why(item.path, paths[digest], why)
-            else:
+                else:
+                    no_photos.append(Problem(item.path, item.relative, _why(item.path, paths[digest], why)))
+            elif found is not None:
                 portraits[item] = found
-        return Found(photos, portraits)
+            else:
+                no_portraits.append(Problem(item.path, Path(item.path.name), _why(item.path, paths[digest], why)))
+        return Found(photos, portraits, tuple(no_photos), tuple(no_portraits), seconds)
 
     def find_people(self, found: Found) -> People:
         """Who is who, over all photos, done or not."""
@@ -135,103 +156,96 @@ class Run:
                 self.options.progress.problem(
                     f"{PEOPLE_FILE}: pin or ban {label} of {person.name}: names none of this person's faces"
                 )
-        self.summary.people = len(people.persons)
-        self.summary.faces = sum(len(photo.faces) for photo in found.photos.values())
         return people
 
-    def plan(self, work: Work, found: Found, people: People) -> list[PhotoTask]:
+    def plan(self, work: Work, found: Found, people: People) -> Plan:
         """A task for every photo that is to be done, those of one person together."""
-        done = self.ledger.done_rows() if work.doubtful else {}
-        tasks, confirmed = [], []
-        for photo in (*work.pending, *work.doubtful):
-            if photo not in found.photos:
-                continue
-            task = make_task(photo, found.photos[photo], people, self.recipe)
-            row = done.get(photo.relative)
-            # who is in a photo may have been forgotten since: it is not done again without references because of it
-            forgotten = any(face.embedding is None for face in found.photos[photo].faces)
-            if row is not None and photo in work.doubtful and (forgotten or self._stands(row, task, people)):
-                confirmed.append(photo.relative)
-            else:
-                tasks.append(task)
-        self.ledger.confirm(confirmed, self.identities)
-        self.summary.already_done += len(confirmed)
-        return in_working_order(tasks)
+        return make_plan(work, found, people, self.ledger.records, self.recipe)
 
-    def rename(self, found: Found, people: People) -> None:
-        """Let photos done before call everybody what they are called by now."""
-        self.renamed = self.ledger.rename(names_now(found, people))
+    def update_records(self, plan: Plan, found: Found, people: People) -> int:
+        """Let photos done before belong to what was given now, and call everybody what they are called by now.
 
-    def restore(self, tasks: Sequence[PhotoTask]) -> Iterator[PhotoOutcome]:
-        """Do the tasks; yields each photo once it is on disk."""
-        for skipped in self.album.skipped:
-            if skipped.failed:
-                self.summary.problems.append((skipped.path, skipped.reason))
-                self.options.progress.problem(f"{printable(skipped.path)}: {skipped.reason}")
-        for path, reason in self.bad_portraits.items():
-            self.summary.problems.append((path, reason))
-            self.options.progress.problem(f"portrait {reason}")
-        for problem in self.problems:
-            yield PhotoOutcome(problem.relative, problem.path, "failed", problem.reason)
-        if not tasks or self.options.stop:
+        Returns how many faces are called otherwise than before.
+        """
+        self.ledger.records.confirm(plan.current, self.given)
+        return self.ledger.records.rename(names_now(found, people))
+
+    def restore(self, plan: Plan, work: Work, found: Found) -> Iterator[Done]:
+        """Do the tasks; yields each photo once it is on disk, those that cannot be read first."""
+        for skipped in self._unreadable_folders():
+            self.options.progress.problem(f"{printable(skipped.path)}: {skipped.reason}")
+        for portrait in self._unreadable_portraits(found):
+            self.options.progress.problem(f"portrait {portrait.reason}")
+        for problem in (*work.problems, *found.unreadable_photos):
+            yield Done(PhotoOutcome(problem.relative, problem.path, "failed", problem.reason))
+        if not plan.tasks or self.options.stop:
             return
-        self.ledger.start((task.photo.relative, task.photo.path) for task in tasks)
+        self.ledger.records.start((task.photo.relative, task.photo.path) for task in plan.tasks)
         finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
-        yield from self._pass_on([task for task in tasks if not task.faces], finisher)
-        to_restore = [task for task in tasks if task.faces]
+        yield from self._pass_on([task for task in plan.tasks if not task.faces], finisher)
+        to_restore = [task for task in plan.tasks if task.faces]
         if to_restore and not self.options.stop:
             yield from self._restore(to_restore, finisher)
 
-    def record(self, outcome: PhotoOutcome) -> None:
-        """Write down what became of a photo, and tell those who listen."""
-        written = None
-        if outcome.target is not None:
-            written = (self.album.output / outcome.target).stat()
-        self.ledger.record_photo(outcome, portraits=self.identities, written=written)
-        self.summary.add(outcome)
-        if outcome.status == "failed":
-            self.options.progress.problem(outcome.reason)
-        self.options.on_photo(outcome)
+    def recorded(self, photos: Iterable[Done]) -> Iterator[Done]:
+        """Write down what became of each photo, tell those who listen, and pass it on."""
+        for done in photos:
+            outcome = done.outcome
+            written = None if outcome.target is None else (self.album.output / outcome.target).stat()
+            self.ledger.records.record(outcome, portraits=self.given, written=written)
+            if outcome.status == "failed":
+                self.options.progress.problem(outcome.reason)
+            self.options.on_photo(outcome)
+            yield done
 
-    def write_report(self) -> None:
-        """The report of everything in the output folder, unless nothing has changed since the last one."""
-        from facefix.report import REPORT_FOLDER, write_output_report
+    def summary(self, work: Work, found: Found, people: People, plan: Plan, tally: Tally) -> Summary:
+        """What the run did."""
+        unreadable = [(folder.path, folder.reason) for folder in self._unreadable_folders()]
+        unreadable += [(portrait.path, portrait.reason) for portrait in self._unreadable_portraits(found)]
+        return Summary(
+            self.album.output,
+            photos=len(self.album.photos),
+            left_out=tuple((skipped.path, skipped.reason) for skipped in self.album.skipped),
+            already_done=len(work.done) + len(plan.current),
+            occupied=len(work.occupied),
+            faces=found.faces,
+            people=len(people.persons),
+            tally=tally,
+            problems=(*unreadable, *tally.problems),
+            looking_seconds=found.seconds,
+            signal=self.options.stop.signal,
+        )
 
-        page = self.album.output / REPORT_FOLDER / "index.html"
-        changed = bool(self.summary.statuses) or self.renamed > 0 or not page.is_file()
-        if self.settings.report and changed and not self.options.stop:
-            self.options.progress.phase("writing the report", len(self.album.photos), "photos")
-            write_output_report(self.album.output, progress=self.options.progress.advance)
-
-    def finish(self) -> Summary:
-        """Close the books."""
-        summary = self.summary
-        summary.seconds = time.perf_counter() - self.started
-        summary.signal = self.options.stop.signal
+    def close_books(self, summary: Summary) -> None:
+        """Note how the run went, and how fast its model was."""
+        if summary.device.faces:
+            speeds = self.ledger.noted(_SPEED, {})
+            speed = summary.restore_seconds / summary.device.faces
+            self.ledger.note(_SPEED, speeds | {self.model.recipe: speed})
         self.ledger.note("run", summary.as_dict())
-        return summary
 
     def seconds_per_face(self, tasks: Sequence[PhotoTask]) -> float | None:
         """As measured by earlier runs into this output with the same model, else on one grey face; None: no faces."""
         faces = [face for task in tasks for face in task.faces]
         if not faces:
             return None
-        measured = self.ledger.noted("seconds_per_face", {}).get(self.model.recipe)
+        measured = self.ledger.noted(_SPEED, {}).get(self.model.recipe)
         if measured is not None:
             return float(measured)
         return estimate_seconds_per_face(self.model.load(), max(len(face.references) for face in faces))
 
-    def _stands(self, row: DoneRow, task: PhotoTask, people: People) -> bool:
-        """Whether a photo would be done as it was."""
-        recorded = self.ledger.faces_done(task.photo.relative)
-        return row.recipe == task.recipe and references_stand(task, recorded, people)
+    def _unreadable_folders(self) -> tuple[Skipped, ...]:
+        return tuple(skipped for skipped in self.album.skipped if skipped.failed)
+
+    def _unreadable_portraits(self, found: Found) -> tuple[Problem, ...]:
+        return (*self.unreadable_portraits, *found.unreadable_portraits)
 
     def _look(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Look into photos and record what is found; returns why for those that cannot be read."""
         progress, why, committed = self.options.progress, dict[Path, str](), time.monotonic()
         if not paths:
             return why
-        start, backend = time.perf_counter(), self.backend.load()
+        backend = self.backend.load()
         progress.phase("looking into photos", len(paths), "photos")
 
         def look(path: Path) -> IndexedPhoto:
@@ -243,43 +257,45 @@ class Run:
             if (error := future.exception()) is not None:
                 why[path] = why_failed(path, error)
             else:
-                self.ledger.record_index(future.result(), self.backend.key)
+                self.ledger.index.record(future.result(), self.backend.key)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self.ledger.commit()
                 committed = time.monotonic()
             progress.advance()
         self.ledger.commit()
-        self.summary.looking_seconds = time.perf_counter() - start
         return why
 
-    def _pass_on(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[PhotoOutcome]:
+    def _pass_on(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[Done]:
         """Photos in which no face is to be restored."""
         self.options.progress.phase("copying", len(tasks), "photos")
         for task, future in bounded_map(self.pool, finisher.pass_on, tasks, ahead=2 * self.settings.cpu_threads):
             if self.options.stop:
                 return
-            yield settled(task, future)
+            yield Done(outcome_of(task, future))
             self.options.progress.advance()
 
-    def _restore(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[PhotoOutcome]:
+    def _restore(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[Done]:
         """Photos with faces to restore."""
-        restorer = self.model.load()
-        batch_size = choose_batch_size(self.settings.batch_size, choose_device(self.settings.device))
-        worker = DeviceWorker(restorer, batch_size, self.settings.cache_mib << 20, self.model.load_on_cpu)
-        phase = RestorePhase(worker, finisher, self.pool, self.settings, self.options.stop)
+        settings, device = self.settings, choose_device(self.settings.device)
+        worker = DeviceWorker(
+            self.model.load(),
+            ReferenceReader(self.pool),
+            choose_batch_size(settings.batch_size, device),
+            settings.cache_mib << 20,
+            self.model.load_on_cpu,
+        )
+        sampling = SamplingSettings(settings.steps, settings.guidance, settings.sampler, settings.seed)
+        spec = ModelSpec(self.model.name, self.model.folder, sampling, choose_dtype(settings.dtype, device))
         faces = sum(len(task.faces) for task in tasks)
         people, seen = {face.person for task in tasks for face in task.faces}, set[str]()
         self.options.progress.phase("restoring", faces, "faces")
-        for done, (task, outcome) in enumerate(phase.run(tasks), start=1):
-            yield outcome
-            seen |= {face.person for face in task.faces}
-            detail = f"{done} of {len(tasks)} photos, {len(seen)} of {len(people)} people"
-            self.options.progress.advance(len(task.faces), detail=detail)
-        self.summary.restore_seconds = phase.seconds
-        self.summary.device = worker.statistics
-        if worker.statistics.faces:
-            known = self.ledger.noted("seconds_per_face", {})
-            self.ledger.note("seconds_per_face", known | {self.model.recipe: phase.seconds / worker.statistics.faces})
+        with LocalExecutor(worker) as executor:
+            phase = RestorePhase(executor, finisher, self.pool, spec, settings, self.options.stop)
+            for number, (task, done) in enumerate(phase.run(tasks), start=1):
+                yield done
+                seen |= {face.person for face in task.faces}
+                detail = f"{number} of {len(tasks)} photos, {len(seen)} of {len(people)} people"
+                self.options.progress.advance(len(task.faces), detail=detail)
 
 
 def _why(path: Path, looked_at: Path, reasons: Mapping[Path, str]) -> str:

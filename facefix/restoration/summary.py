@@ -3,52 +3,99 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.progress import duration
+from facefix.restoration.batches import DeviceStatistics
 from facefix.restoration.verdicts import FAILED, FLAGGED, KEPT, RESTORED, VERDICTS
-from facefix.restoration.worker import WorkerStatistics
 
 ALL_DONE, SOME_FAILED, SOME_FLAGGED = 0, 3, 4
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One photo that is through, and what was measured since the one before it."""
+
+    outcome: PhotoOutcome
+    device: DeviceStatistics = field(default_factory=DeviceStatistics)
+    restore_seconds: float = 0.0
+    """wall time of the restore phase"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of photos and faces, counted."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    """photos, by what became of them"""
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """faces, by verdict"""
+    problems: tuple[tuple[Path, str], ...] = ()
+    """photos that failed, each with the reason"""
+    device: DeviceStatistics = field(default_factory=DeviceStatistics)
+    restore_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, photos: Iterable[Done]) -> Self:
+        """Count photos as they are done; none is kept."""
+        statuses, verdicts, problems = Counter[str](), Counter[str](), list[tuple[Path, str]]()
+        device, seconds = DeviceStatistics(), 0.0
+        for done in photos:
+            statuses[done.outcome.status] += 1
+            verdicts.update(face.verdict for face in done.outcome.faces)
+            if done.outcome.status == "failed":
+                problems.append((done.outcome.source, done.outcome.reason))
+            device += done.device
+            seconds += done.restore_seconds
+        return cls(statuses, verdicts, tuple(problems), device, seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of one run. Filled in while it goes on."""
+    """Counts of one run."""
 
     output: Path
     photos: int = 0
     """found by the scan"""
-    skipped: int = 0
-    """files and folders that the scan left out"""
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
-    """those files and folders, each with the reason"""
+    left_out: tuple[tuple[Path, str], ...] = ()
+    """files and folders that the scan left out, each with the reason"""
     already_done: int = 0
     occupied: int = 0
     """left alone because something that is not as facefix wrote it is in the way"""
     faces: int = 0
     people: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    """photos worked on, by what became of them"""
-    verdicts: Counter[str] = field(default_factory=Counter)
-    """faces worked on, by verdict"""
-    problems: list[tuple[Path, str]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    """photos that were worked on"""
+    problems: tuple[tuple[Path, str], ...] = ()
+    """with photos that failed, and whatever else could not be read"""
     seconds: float = 0.0
     looking_seconds: float = 0.0
-    restore_seconds: float = 0.0
-    device: WorkerStatistics = field(default_factory=WorkerStatistics)
     signal: int | None = None
     """that ended the run before it was through"""
 
-    def add(self, outcome: PhotoOutcome) -> None:
-        """Count one photo."""
-        self.statuses[outcome.status] += 1
-        self.verdicts.update(face.verdict for face in outcome.faces)
-        if outcome.status == "failed":
-            self.problems.append((outcome.source, outcome.reason))
+    @property
+    def statuses(self) -> Counter[str]:
+        """Photos worked on, by what became of them."""
+        return self.tally.statuses
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Faces worked on, by verdict."""
+        return self.tally.verdicts
+
+    @property
+    def device(self) -> DeviceStatistics:
+        """What the device did."""
+        return self.tally.device
+
+    @property
+    def restore_seconds(self) -> float:
+        """Wall time of the restore phase."""
+        return self.tally.restore_seconds
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0, 3 when photos or faces failed, 4 when ``strict`` and faces were flagged, 128 + signal when ended early."""
@@ -73,7 +120,7 @@ class Summary:
                 "in_the_way": self.occupied,
                 **{status: self.statuses[status] for status in ("restored", "enlarged", "copied", "left", "failed")},
             },
-            "skipped": self.skipped,
+            "skipped": len(self.left_out),
             "left_out": [{"path": str(path), "reason": reason} for path, reason in self.left_out],
             "people": self.people,
             "faces": {"found": self.faces, **{verdict: self.verdicts[verdict] for verdict in VERDICTS}},

@@ -11,7 +11,7 @@ from facefix.people.corrections import CorrectedPerson
 from facefix.progress import duration
 from facefix.restoration.album import Album, Problem
 from facefix.restoration.identities import Found, People
-from facefix.restoration.plan import PhotoTask
+from facefix.restoration.plan import PhotoTask, Plan
 from facefix.restoration.work import Work
 
 
@@ -34,10 +34,19 @@ class Survey:
     work: Work
     found: Found
     people: People
-    tasks: tuple[PhotoTask, ...]
-    problems: tuple[Problem, ...]
+    plan: Plan
     seconds_per_face: float | None
     """None: not known, or nothing to restore"""
+
+    @property
+    def tasks(self) -> tuple[PhotoTask, ...]:
+        """What would be done, photo by photo."""
+        return self.plan.tasks
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Photos that cannot be read."""
+        return (*self.work.problems, *self.found.unreadable_photos)
 
     @property
     def faces_to_restore(self) -> int:
@@ -82,7 +91,7 @@ class Survey:
             "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in self.album.skipped],
             "people": len(self.people.persons),
             "faces": {
-                "found": sum(len(photo.faces) for photo in self.found.photos.values()),
+                "found": self.found.faces,
                 "to_restore": self.faces_to_restore,
             },
             "problems": [{"path": str(problem.path), "reason": problem.reason} for problem in self.problems],
@@ -98,7 +107,7 @@ class Survey:
             ]
             faces += [
                 {"number": face.face, "person": face.person, "restore": False, "reason": face.reason}
-                for face in task.settled
+                for face in task.kept
             ]
             yield {
                 "photo": str(task.photo.path),

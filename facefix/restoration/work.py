@@ -13,7 +13,7 @@ from facefix.files.digests import digest
 from facefix.outputs.ledger import Ledger
 from facefix.outputs.outcomes import DoneRow
 from facefix.people.people_file import PEOPLE_FILE
-from facefix.restoration.album import Album, Problem, _why, target_path
+from facefix.restoration.album import Album, Problem, target_path, why_unreadable
 from facefix.restoration.scan import ScannedPhoto, output_path
 from facefix.settings import Settings
 
@@ -28,7 +28,7 @@ class Work:
     """Which photos of an album are to be done."""
 
     pending: tuple[ScannedPhoto, ...]
-    doubtful: tuple[ScannedPhoto, ...]
+    stale: tuple[ScannedPhoto, ...]
     """done, but portraits or corrections have changed since: to be done again if that concerns their people"""
     done: tuple[ScannedPhoto, ...]
     occupied: tuple[ScannedPhoto, ...]
@@ -40,7 +40,7 @@ class Work:
     @property
     def needs_looking(self) -> bool:
         """Whether any photo has to be looked at."""
-        return bool(self.pending or self.doubtful)
+        return bool(self.pending or self.stale)
 
 
 def base_recipe(model: str, backend: str, settings: Settings) -> str:
@@ -58,9 +58,9 @@ def given_identities(album: Album) -> str:
 
 def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, identities: str) -> Work:
     """Compare the album with what the ledger says is done. Raises UsageError with --if-exists fail."""
-    rows, ours = ledger.done_rows(), ledger.started()
+    rows, ours = ledger.records.done(), ledger.records.started()
     pending: list[ScannedPhoto] = []
-    doubtful: list[ScannedPhoto] = []
+    stale: list[ScannedPhoto] = []
     done: list[ScannedPhoto] = []
     occupied: list[ScannedPhoto] = []
     problems: list[Problem] = []
@@ -69,12 +69,12 @@ def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, ide
         try:
             digests[photo.path] = ledger.sha256(photo.path)
         except OSError as error:
-            problems.append(Problem(photo.path, photo.relative, _why(photo.path, error)))
+            problems.append(Problem(photo.path, photo.relative, why_unreadable(photo.path, error)))
             continue
         row = rows.get(photo.relative)
         same = row is not None and row.sha256 == digests[photo.path] and row.recipe.startswith(recipe + ".")
-        if row is not None and same and _stands(row, album.output, settings):
-            (done if row.portraits == identities else doubtful).append(photo)
+        if row is not None and same and _is_current(row, album.output, settings):
+            (done if row.portraits == identities else stale).append(photo)
         elif _is_free(photo, row, ours, album.output, settings):
             pending.append(photo)
         else:
@@ -87,11 +87,11 @@ def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, ide
     if settings.if_exists == "overwrite":
         pending, occupied = [*pending, *occupied], []
     ledger.commit()
-    return Work(tuple(pending), tuple(doubtful), tuple(done), tuple(occupied), tuple(problems), digests)
+    return Work(tuple(pending), tuple(stale), tuple(done), tuple(occupied), tuple(problems), digests)
 
 
-def _stands(row: DoneRow, output: Path, settings: Settings) -> bool:
-    """Whether what was written is still there as it was."""
+def _is_current(row: DoneRow, output: Path, settings: Settings) -> bool:
+    """Whether what was written is still there as it was, or need not be."""
     if row.target is None:
         return settings.only_changed
     if row.status == "undone":

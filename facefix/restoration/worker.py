@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from facefix.errors import FacefixError, NotFiniteError
-from facefix.methods.base import Pixels, PreparedReferences, Restorer
+from facefix.faces.face import Pixels
+from facefix.methods.base import PreparedReferences, Restorer
+from facefix.restoration.batches import BatchResult, DeviceStatistics, FaceBatch, ReferenceSource, Restored
+from facefix.restoration.reading import ReferenceReader
 
 CPU_BATCH_SIZE = 1
 """One face keeps every core busy; more only need more memory."""
@@ -27,50 +30,6 @@ def choose_batch_size(asked: int | None, device: torch.device) -> int:
     if asked is not None:
         return asked
     return CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReferenceCrop:
-    """One reference of a batch: its identity, and how to get its pixels if it is not encoded yet."""
-
-    key: str
-    load: Callable[[], Pixels]
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FaceBatch:
-    """Faces of one person with the same references."""
-
-    crops: Sequence[Pixels]
-    seeds: Sequence[int]
-    references: Sequence[ReferenceCrop] = ()
-    """none: restored without"""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Restored:
-    """What the device made of one face: pixels, or the reason why not."""
-
-    pixels: Pixels | None
-    seconds: float
-    problem: str = ""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class WorkerStatistics:
-    """Counts of one worker, for reports and tests."""
-
-    faces: int = 0
-    batches: int = 0
-    references_encoded: int = 0
-    """reference sets (or single references, where a model takes them one by one) that went through the network"""
-    cache_hits: int = 0
-    out_of_memory: int = 0
-    fp32_retries: int = 0
-    busy_seconds: float = 0.0
-    encode_seconds: float = 0.0
 
 
 class PreparedCache:
@@ -116,44 +75,57 @@ class DeviceWorker:
     """Runs batches on one restorer. Not for several threads at once: a device does one thing at a time."""
 
     restorer: Restorer
+    reader: ReferenceReader
     batch_size: int = CPU_BATCH_SIZE
     cache_bytes: int = 1 << 30
     fallback: Callable[[], Restorer] | None = None
     """loads the same restorer on the CPU, for a face that the device has no memory for"""
-    statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
     _cache: PreparedCache = field(init=False)
     _fallback: Restorer | None = field(default=None, init=False)
+    _counts: DeviceStatistics = field(default_factory=DeviceStatistics, init=False)
+    """of the batch at hand"""
 
     def __post_init__(self) -> None:
         self._cache = PreparedCache(self.cache_bytes)
 
-    def holds(self, reference: ReferenceCrop, among: Sequence[ReferenceCrop]) -> bool:
+    def holds(self, reference: ReferenceSource, among: Sequence[ReferenceSource]) -> bool:
         """Whether ``reference`` of the set ``among`` is encoded already, so that its pixels need not be read."""
         return (reference.key,) in self._cache or _set_key(among) in self._cache
 
-    def restore(self, batch: FaceBatch) -> list[Restored]:
-        """Restore the faces of a batch, in order; never raises for a face that cannot be restored."""
+    def restore(self, batch: FaceBatch) -> BatchResult:
+        """Restore the faces of a batch; a face that cannot be restored is in the result, with the reason."""
+        references = self._readable(batch.references)
+        self._counts = DeviceStatistics()
         start = time.perf_counter()
+        results = self._restore(batch, references)
+        seconds = time.perf_counter() - start
+        self._counts.busy_seconds = seconds
+        notes = _missing(batch.references, references)
+        faces = (replace(result, seconds=seconds / len(results), notes=(*result.notes, *notes)) for result in results)
+        return BatchResult(tuple(faces), self._counts)
+
+    def _restore(self, batch: FaceBatch, references: Sequence[ReferenceSource]) -> list[Restored]:
         try:
-            prepared = self._prepare(batch.references) if batch.references else None
+            takes = self.restorer.references != "none"
+            prepared = self._prepare(references) if references and takes else None
         except (FacefixError, RuntimeError, MemoryError) as error:
-            seconds = (time.perf_counter() - start) / len(batch.crops)
-            self.statistics.busy_seconds += time.perf_counter() - start
-            return [Restored(None, seconds, f"references could not be encoded: {error}") for _ in batch.crops]
+            return [Restored(None, 0.0, f"references could not be encoded: {error}") for _ in batch.crops]
         results: list[Restored] = []
         while len(results) < len(batch.crops):
             part = slice(len(results), len(results) + self.batch_size)
             results += self._restore_part(batch.crops[part], prepared, batch.seeds[part])
-        seconds = time.perf_counter() - start
-        self.statistics.busy_seconds += seconds
-        self.statistics.faces += len(results)
-        return [Restored(result.pixels, seconds / len(results), result.problem, result.notes) for result in results]
+        self._counts.faces += len(results)
+        return results
+
+    def _readable(self, references: Sequence[ReferenceSource]) -> list[ReferenceSource]:
+        """The references without those that cannot be read any more."""
+        return [one for one in references if self.holds(one, references) or self.reader.is_readable(one)]
 
     def _restore_part(
         self, crops: Sequence[Pixels], prepared: PreparedReferences | None, seeds: Sequence[int]
     ) -> list[Restored]:
         """One pass over the device. May return fewer results than crops, after making the batch smaller."""
-        self.statistics.batches += 1
+        self._counts.batches += 1
         try:
             return [Restored(pixels, 0.0) for pixels in self.restorer.restore(crops, prepared, seeds)]
         except NotFiniteError:
@@ -161,7 +133,7 @@ class DeviceWorker:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 return self._one_by_one(self.restorer, crops, prepared, seeds)
-        self.statistics.out_of_memory += 1
+        self._counts.out_of_memory += 1
         free_device_memory()
         if len(crops) > 1:
             self.batch_size = max(1, len(crops) // 2)
@@ -171,7 +143,7 @@ class DeviceWorker:
     def _restore_in_fp32(
         self, crops: Sequence[Pixels], prepared: PreparedReferences | None, seeds: Sequence[int]
     ) -> list[Restored]:
-        self.statistics.fp32_retries += 1
+        self._counts.fp32_retries += 1
         results = self._one_by_one(self.restorer.in_fp32(), crops, prepared, seeds)
         return [
             Restored(result.pixels, 0.0, result.problem, (*result.notes, "not finite at first; restored in fp32"))
@@ -212,28 +184,26 @@ class DeviceWorker:
                 results.append(Restored(None, 0.0, _first_line(error)))
         return results
 
-    def _prepare(self, references: Sequence[ReferenceCrop]) -> PreparedReferences:
+    def _prepare(self, references: Sequence[ReferenceSource]) -> PreparedReferences:
         """The encoded references of a person: kept ones, or made now."""
         key = _set_key(references)
         prepared = self._cache.get(key)
         if prepared is not None:
-            self.statistics.cache_hits += 1
+            self._counts.cache_hits += 1
             return prepared
-        compose = getattr(self.restorer, "compose", None)
-        if compose is None or getattr(self.restorer, "reference_encoding", None) != "each" or len(references) == 1:
+        if not self.restorer.composes or len(references) == 1:
             return self._encode(key, references)
-        composed: PreparedReferences = compose([self._encode_one(reference) for reference in references])
-        return composed
+        return self.restorer.compose([self._encode_one(reference) for reference in references])
 
-    def _encode_one(self, reference: ReferenceCrop) -> PreparedReferences:
+    def _encode_one(self, reference: ReferenceSource) -> PreparedReferences:
         kept = self._cache.get((reference.key,))
         if kept is not None:
-            self.statistics.cache_hits += 1
+            self._counts.cache_hits += 1
         return kept or self._encode((reference.key,), [reference])
 
-    def _encode(self, key: tuple[str, ...], references: Sequence[ReferenceCrop]) -> PreparedReferences:
-        pixels = [reference.load() for reference in references]
-        sources = [reference.source for reference in references]
+    def _encode(self, key: tuple[str, ...], references: Sequence[ReferenceSource]) -> PreparedReferences:
+        pixels = [self.reader.start(reference).result() for reference in references]
+        sources = [reference.path.name for reference in references]
         start = time.perf_counter()
         try:
             prepared = self.restorer.prepare(pixels, sources)
@@ -242,12 +212,12 @@ class DeviceWorker:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.statistics.out_of_memory += 1
+            self._counts.out_of_memory += 1
             self._cache.clear()
             free_device_memory()
             prepared = self._prepare_anyhow(pixels, sources)
-        self.statistics.references_encoded += 1
-        self.statistics.encode_seconds += time.perf_counter() - start
+        self._counts.references_encoded += 1
+        self._counts.encode_seconds += time.perf_counter() - start
         self._cache.put(key, prepared)
         return prepared
 
@@ -275,8 +245,14 @@ def free_device_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _set_key(references: Sequence[ReferenceCrop]) -> tuple[str, ...]:
+def _set_key(references: Sequence[ReferenceSource]) -> tuple[str, ...]:
     return tuple(reference.key for reference in references)
+
+
+def _missing(wanted: Sequence[ReferenceSource], used: Sequence[ReferenceSource]) -> list[str]:
+    """A note about references that were left out."""
+    names = [reference.path.name for reference in wanted if reference not in used]
+    return [f"without {', '.join(names)}, which cannot be read any more"] if names else []
 
 
 def _first_line(error: BaseException) -> str:

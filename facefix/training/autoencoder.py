@@ -222,22 +222,3 @@ def train_autoencoder(config: AutoencoderTraining, *, resume: bool = False) -> O
     """
     device = choose_device(config.machine.device)
     return Leg(config, AutoencoderTask(config, device), device).train(resume=resume)
-
-
-@torch.no_grad()
-def unit_latents(network: VQModel, latents: Tensor) -> None:
-    """Rescale a trained autoencoder, in place, so that latents like these have mean 0 and variance 1 per channel.
-
-    The change is folded into the 1x1 convolutions on both sides of the latents and into the codes, so images stay the
-    same; the scaling factor becomes 1. ``latents`` (N, C, h, w) are what ``encode`` gives now.
-    """
-    latents = latents / float(network.config.scaling_factor)
-    network.register_to_config(scaling_factor=1.0)
-    mean = latents.mean((0, 2, 3))
-    deviation = latents.std((0, 2, 3)).clamp_min(1e-6)
-    before, after, codes = network.quant_conv, network.post_quant_conv, network.quantize.embedding
-    after.bias.add_((after.weight[:, :, 0, 0] * mean).sum(1))
-    after.weight.mul_(deviation.view(1, -1, 1, 1))
-    before.weight.div_(deviation.view(-1, 1, 1, 1))
-    before.bias.sub_(mean).div_(deviation)
-    codes.weight.sub_(mean).div_(deviation)

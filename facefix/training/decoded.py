@@ -41,10 +41,11 @@ class DecodedTerms:
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the losses, and each one's value.
 
-        :param guess: (n, 8, h, w) predicted latents, with gradient.
-        :param good: (n, 8, h, w) latents of the truth.
-        :param faces: (n,) indices of faces; ``mirrored`` (n,) 0 or 1.
-        :param alphas_cumprod: (n,) noise levels of the samples.
+        Args:
+            guess: (n, 8, h, w) predicted latents, with gradient.
+            good: (n, 8, h, w) latents of the truth.
+            faces: (n,) indices of faces; ``mirrored`` (n,) 0 or 1.
+            alphas_cumprod: (n,) noise levels of the samples.
         """
         truth = self._truth(good, faces, mirrored)
         rows, columns = self._window(guess)

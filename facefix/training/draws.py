@@ -97,7 +97,8 @@ class Draws:
     def references(self, faces: Tensor, generator: torch.Generator, sides: Tensor | None = None) -> Tensor:
         """(P, n, 8, h, w): random other pictures of each person, or the same picture augmented; repeated when few.
 
-        :param sides: (P,) 0 or 1, whether each face is mirrored; for a guided bank.
+        Args:
+            sides: (P,) 0 or 1, whether each face is mirrored; for a guided bank.
         """
         if sides is not None:
             return self._aligned_references(faces, sides, generator)

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
+from tqdm.auto import tqdm
 
 from facefix.device import DTYPES
 from facefix.errors import NotFiniteError
+from facefix.stop import Stop, stopping
 from facefix.training.config import Machine, Schedule
 from facefix.training.optimiser import Optimisers
 from facefix.training.runs import Config, RunFolder, Sheet
@@ -144,7 +141,7 @@ class Leg:
             self.run.start(self.config)
         schedule, watching = self.config.schedule, self.config.watching
         began, before = time.monotonic(), self.seconds
-        with _stop_signals() as stop, _progress(schedule.steps, self.step) as show:
+        with stopping(Stop()) as stop, _progress(schedule.steps, self.step) as show:
             while not self._finished():
                 values = self._one_step()
                 self.seconds = before + time.monotonic() - began
@@ -237,35 +234,12 @@ class Leg:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number into, so that the loop ends after the step with a checkpoint."""
-    seen: list[int] = []
+def _progress(steps: int, done: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the loss, on stderr or in a notebook; nothing where stderr is no terminal (the CSV says it all)."""
+    with tqdm(total=steps, initial=done, desc="training", unit="step", disable=None) as bar:
 
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
+        def show(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update(step - bar.n)
 
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller stops it otherwise
-        before = {}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(steps: int, done: int) -> Iterator[Any]:
-    """A rich progress bar on stderr; nothing where stderr is no terminal (the CSV says it all)."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("training", total=steps, completed=done, loss=math.nan)
-        yield lambda step, loss: bar.update(task, completed=step, loss=loss)
+        yield show

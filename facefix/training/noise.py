@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facefix.networks.schedule import REFLDM_SCHEDULE, published_alphas_cumprod
+from facefix.networks.schedule import PUBLISHED_SCHEDULE, published_alphas_cumprod
 
 TIMESTEPS = 1000
 
@@ -22,7 +22,7 @@ class NoiseSchedule:
     @classmethod
     def published(cls, device: torch.device) -> NoiseSchedule:
         """ReF-LDM's schedule."""
-        beta_start, beta_end = REFLDM_SCHEDULE["beta_start"], REFLDM_SCHEDULE["beta_end"]
+        beta_start, beta_end = PUBLISHED_SCHEDULE["beta_start"], PUBLISHED_SCHEDULE["beta_end"]
         return cls(published_alphas_cumprod(beta_start, beta_end, TIMESTEPS).to(device))
 
     def draw(self, count: int, high_timesteps: float, generator: torch.Generator) -> Tensor:

@@ -39,7 +39,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.9,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """:param dtype: of the orthogonalisation; bfloat16 is exact enough for it and takes less than half the time."""
+        """Set up an optimiser of ``parameters``, matrices or kernels.
+
+        Args:
+            dtype: of the orthogonalisation; bfloat16 is exact enough for it and takes less than half the time.
+        """
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
         self.dtype = dtype
 

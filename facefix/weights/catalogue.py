@@ -6,26 +6,16 @@ Nothing is fetched without being asked. Installed weights lie in one folder each
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.errors import UsageError, WeightsUnavailable
+from facefix.folders import weights_dir
+from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
+from facefix.methods.registry import PublishedFile as PublishedFile  # noqa: PLC0414 (a name of this module too)
 
-MODEL_INDEX = "model_index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedFile:
-    """One file as its publisher offers it."""
-
-    name: str
-    url: str
-    size: int | None = None
-    sha256: str | None = None
-    """None: not known yet; pinned when it is first fetched and installed"""
+SHIPPED_MODEL = "small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +29,18 @@ class Weights:
     non_commercial: bool
     """such a licence is shown, and must be accepted before anything is fetched"""
     install: str
-    """``unzip``: the one file is a zip; ``refldm``: published checkpoints to import; ``shipped``: comes with facefix"""
+    """``unzip``: the one file is a zip; ``import``: published checkpoints of ``method``; ``shipped``: with facefix"""
     files: tuple[PublishedFile, ...] = ()
     contents: tuple[str, ...] = ()
     """patterns; each must match a file in the installed folder"""
     note: str = ""
+    method: str | None = None
+    """the restoration method of a model (:mod:`facefix.methods.registry`); None for other weights"""
 
     @property
     def is_model(self) -> bool:
         """Whether it is a restoration model in diffusers layout."""
-        return MODEL_INDEX in self.contents
+        return self.method is not None
 
     @property
     def download_bytes(self) -> int | None:
@@ -57,42 +49,36 @@ class Weights:
         return None if not sizes or None in sizes else sum(size for size in sizes if size is not None)
 
 
+def imported(method: RestorationMethod) -> Weights:
+    """The model that is made of a method's published checkpoints."""
+    return Weights(
+        method.name,
+        method.summary,
+        method.licence,
+        method.licence_url,
+        method.non_commercial,
+        install="import",
+        files=method.published,
+        contents=(MODEL_INDEX,),
+        note=method.note,
+        method=method.name,
+    )
+
+
 CATALOGUE: Mapping[str, Weights] = {
     entry.name: entry
     for entry in (
         Weights(
-            name="small",
+            name=SHIPPED_MODEL,
             summary="facefix's own restoration model, trained on free pictures only",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             non_commercial=False,
             install="shipped",
             contents=(MODEL_INDEX,),
+            method="guided",
         ),
-        Weights(
-            name="refldm",
-            summary="ReF-LDM (NeurIPS 2024), the published reference-based restoration model",
-            licence="non-commercial research only (ReF-LDM licence)",
-            licence_url="https://github.com/ChiWeiHsiao/ref-ldm#license-and-usage",
-            non_commercial=True,
-            install="refldm",
-            files=(
-                PublishedFile(
-                    "refldm.ckpt",
-                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/refldm.ckpt",
-                    1171354376,
-                    "ad953ba72b52ed32dd280232ff0070bc6cb097a71dce250318730c884e38b778",
-                ),
-                PublishedFile(
-                    "vqgan.ckpt",
-                    "https://github.com/ChiWeiHsiao/ref-ldm/releases/download/1.0.0/vqgan.ckpt",
-                    778550621,
-                    "7b08407b454f5328aaaf1eda35418a5a53dcc68caaf3bcf12ab88b8f21ec1a5d",
-                ),
-            ),
-            contents=(MODEL_INDEX,),
-            note="trained on FFHQ, which is under CC BY-NC-SA 4.0",
-        ),
+        *(imported(method) for method in methods().values() if method.published),
         Weights(
             name="buffalo_l",
             summary="insightface: SCRFD-10GF face detector and ArcFace ResNet-50 embeddings",
@@ -129,24 +115,6 @@ CATALOGUE: Mapping[str, Weights] = {
         ),
     )
 }
-
-
-def weights_dir() -> Path:
-    """Folder of the installed weights: ``FACEFIX_WEIGHTS_DIR``, or ``facefix/weights`` in the user's data folder."""
-    chosen = os.environ.get("FACEFIX_WEIGHTS_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return _user_data_dir() / "facefix" / "weights"
-
-
-def _user_data_dir() -> Path:
-    """The platform's folder for data of programs (XDG Base Directory Specification on Linux)."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share"
 
 
 def entry(name: str) -> Weights:
@@ -202,8 +170,13 @@ def find_model(name_or_dir: str | Path) -> Path:
 
 
 def best_installed_model() -> str:
-    """Name of the model used when none is asked for: ``refldm`` where it is installed, else ``small``."""
-    return next((name for name in ("refldm", "small") if installed_folder(name)), "small")
+    """Name of the model used when none is asked for: of those installed, the one whose method ranks first."""
+    ranks: dict[str, int] = {}
+    for weights in CATALOGUE.values():
+        rank = None if weights.method is None else methods()[weights.method].default_rank
+        if rank is not None and installed_folder(weights.name):
+            ranks[weights.name] = rank
+    return max(ranks, key=ranks.__getitem__, default=SHIPPED_MODEL)
 
 
 def how_to_install(weights: Weights) -> str:

@@ -1,32 +1,28 @@
 """Fetch one large file over HTTP so that a broken line, a broken server or a broken file does no harm.
 
-Partial files are kept and resumed (RFC 9110, sections 13.1.5 and 14), a stalled transfer is given up and tried again,
-and a file takes its final name only when its size and sha256 are right.
+requests and urllib3 follow redirects, ask busy servers again and wait as those ask. What is added here: a partial file
+is kept and gone on with where the sha256 is known (RFC 9110, section 14), a transfer that stalls is given up and tried
+again, and a file takes its final name only when its size and sha256 are right.
 """
 
 from __future__ import annotations
 
-import email.utils
-import errno
-import http.client
-import json
 import os
-import re
 import shutil
-import ssl
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
 
 from facefix.errors import WeightsUnavailable
 from facefix.files.digests import sha256_of
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes there are and the bytes there will be (None while unknown)."""
@@ -37,11 +33,10 @@ class Patience:
     """How long to bear with a bad line. The defaults suit a home connection."""
 
     attempts: int = 6
-    """tries in a row that bring less than `progress_bytes` before giving up"""
+    """tries in a row that bring less than `stall_bytes` before giving up"""
     stall_seconds: float = 30.0
     """a connection that brings less than `stall_bytes` in this time is given up and tried again"""
     stall_bytes: int = 4096
-    progress_bytes: int = BLOCK
     first_pause: float = 1.0
     """seconds before the second try; doubles with each try"""
     longest_pause: float = 60.0
@@ -56,16 +51,8 @@ class RemoteFile:
     sha256: str | None = None
 
 
-class _Temporary(Exception):
-    """This try failed; another one may not."""
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
-
-
-class _Corrupt(_Temporary):
-    """The file came whole but is not the one expected: start from nothing."""
+class _Interrupted(Exception):
+    """This transfer broke off; what came is kept, and another one may go on."""
 
 
 def check(path: Path, wanted: RemoteFile) -> str:
@@ -87,13 +74,13 @@ def check(path: Path, wanted: RemoteFile) -> str:
 def fetch(
     remote: RemoteFile, target: Path, *, patience: Patience | None = None, progress: Progress | None = None
 ) -> str:
-    """Download to `target`, resuming what an earlier try left in `target`.part; return the sha256.
+    """Download to `target`, going on with what an earlier try left in `target`.part; return the sha256.
 
-    An existing `target` that passes the checks is kept and nothing is fetched. Raises WeightsUnavailable when the
+    An existing `target` that passes the checks is kept and nothing is fetched. Without a known sha256 nothing would
+    tell a splice of two files from the real one: then every try begins anew. Raises WeightsUnavailable when the
     address is wrong, the server will not give the file, the line stays bad, the disk is full or the content is not
     what was expected.
     """
-    patience = patience or Patience()
     _require_http(remote.url)
     if target.exists():
         try:
@@ -102,246 +89,166 @@ def fetch(
             target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    digest = _persist(remote, part, patience, progress)
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    part.replace(target)
-    _notes_path(part).unlink(missing_ok=True)
-    return digest
-
-
-def _persist(remote: RemoteFile, part: Path, patience: Patience, progress: Progress | None) -> str:
-    """Try until the part is complete and right; return its sha256."""
-    failures, corrupt = 0, 0
-    while True:
-        before = _length(part)
-        try:
-            _transfer(remote, part, patience, progress)
-            return _accept(remote, part)
-        except _Corrupt as problem:
-            corrupt += 1
-            _discard(part)
-            if corrupt == 2:
-                raise WeightsUnavailable(
-                    f"{remote.url}: {problem}, twice; the address does not give the file"
-                ) from None
-            reason, pause = str(problem), None
-        except _Temporary as problem:
-            reason, pause = str(problem), problem.pause
-        failures = 0 if _length(part) - before >= patience.progress_bytes else failures + 1
-        if failures >= patience.attempts:
-            raise WeightsUnavailable(
-                f"{remote.url}: {reason}; given up after {failures} tries. {_length(part)} bytes are kept in {part}: "
-                "run the command again to go on from there"
-            )
-        if pause is None:
-            pause = patience.first_pause * 2 ** max(failures - 1, 0)
-        time.sleep(min(pause, patience.longest_pause))
-
-
-def _accept(remote: RemoteFile, part: Path) -> str:
-    size = _length(part)
-    if remote.size is not None and size != remote.size:
-        raise _Corrupt(f"expected {remote.size} bytes, got {size}")
-    digest = sha256_of(part)
-    if remote.sha256 is not None and digest != remote.sha256:
-        raise _Corrupt(f"expected sha256 {remote.sha256}, got {digest}")
-    return digest
-
-
-def _transfer(remote: RemoteFile, part: Path, patience: Patience, progress: Progress | None) -> None:
-    """One connection: append to the part what is missing."""
-    have = _length(part)
-    if remote.size is not None and have == remote.size:
-        return
-    if remote.size is not None and have > remote.size:
-        _discard(part)
-        have = 0
-    validator = _validator(part)
-    if have and validator is None and remote.sha256 is None:
-        # nothing would tell a splice of two different files from the real one
-        _discard(part)
-        have = 0
-    headers = {"User-Agent": "facefix", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if validator:
-            headers["If-Range"] = validator
+    download = _Download(remote, part, patience or Patience(), progress or (lambda _got, _total: None))
     try:
-        with _opener().open(
-            urllib.request.Request(remote.url, headers=headers), timeout=patience.stall_seconds
-        ) as response:
-            _receive(response, remote, part, have, patience, progress)
-    except urllib.error.HTTPError as error:
-        _raise_status(error, remote, part)
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        _raise_connection(error, remote, part, patience)
-
-
-def _receive(
-    response: Any, remote: RemoteFile, part: Path, have: int, patience: Patience, progress: Progress | None
-) -> None:
-    _refuse_page(response, remote)
-    start = have if response.status == 206 else 0
-    if response.status == 206 and _range_start(response) != have:
-        _discard(part)
-        raise _Temporary("the server sent another range than asked for")
-    length = response.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdigit() else None
-    if remote.size is not None and total is not None and total != remote.size:
+        digest = download.sound()
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.replace(target)
+    except requests.RequestException as error:
+        raise WeightsUnavailable(f"{remote.url}: {error}") from None
+    except OSError as error:
         raise WeightsUnavailable(
-            f"{remote.url}: expected {remote.size} bytes, the server offers {total}; it is not the published file"
-        )
-    if total is not None:
-        _require_space(part, total - start)
-    _remember(part, response, remote.url)
-    with part.open("r+b" if start else "wb") as stream:
-        stream.seek(start)
-        stream.truncate()
-        got = start
-        window_start, window_bytes = time.monotonic(), 0
-        while block := response.read1(BLOCK):
-            stream.write(block)
-            got += len(block)
-            window_bytes += len(block)
-            if progress:
-                progress(got, total if total is not None else remote.size)
-            if remote.size is not None and got > remote.size:
-                raise _Corrupt(f"expected {remote.size} bytes, got more")
-            if time.monotonic() - window_start > patience.stall_seconds:
-                if window_bytes < patience.stall_bytes:
-                    raise _Temporary(f"only {window_bytes} bytes in {patience.stall_seconds:g} s")
-                window_start, window_bytes = time.monotonic(), 0
-    if total is not None and got < total:
-        raise _Temporary(f"the connection ended after {got} of {total} bytes")
+            f"{part}: cannot be written ({error.strerror or error}); make room, or set FACEFIX_WEIGHTS_DIR, and run it "
+            "again"
+        ) from None
+    return digest
 
 
-def _refuse_page(response: Any, remote: RemoteFile) -> None:
-    kind = response.headers.get_content_type()
-    if kind == "text/html":
-        raise WeightsUnavailable(
-            f"{remote.url}: expected a file of weights, got a web page (a login page or a captive portal?); "
-            "fetch the file with a browser and give it with --from"
-        )
+@dataclass(frozen=True, slots=True)
+class _Download:
+    """One file on its way into its part."""
 
+    remote: RemoteFile
+    part: Path
+    patience: Patience
+    progress: Progress
 
-def _raise_status(error: urllib.error.HTTPError, remote: RemoteFile, part: Path) -> None:
-    """Turn an HTTP status into a temporary or a final failure."""
-    with error:
-        if error.code == 416:
-            _discard(part)
-            raise _Temporary("the kept part does not fit the file any more") from None
-        if error.code in {408, 425, 429} or error.code >= 500:
-            raise _Temporary(
-                f"HTTP {error.code} {error.reason}", _retry_after(error.headers.get("Retry-After"))
+    def sound(self) -> str:
+        """Fetch until the part is what it has to be, twice at most; its sha256."""
+        self.complete()
+        try:
+            return check(self.part, self.remote)
+        except WeightsUnavailable:
+            self.part.unlink()
+        self.complete()
+        try:
+            return check(self.part, self.remote)
+        except WeightsUnavailable as error:
+            self.part.unlink()
+            problem = str(error).removeprefix(f"{self.part}: ").partition(";")[0]
+            raise WeightsUnavailable(
+                f"{self.remote.url}: {problem}, twice; the address does not give the file"
             ) from None
-        raise WeightsUnavailable(
-            f"{remote.url}: HTTP {error.code} {error.reason}; the address may have moved: fetch the file elsewhere "
-            "and give it with --from, or set FACEFIX_WEIGHTS_MIRROR"
-        ) from None
+
+    def complete(self) -> None:
+        """Connect until the part has all that the server offers."""
+        failures = 0
+        with _session(self.patience) as session:
+            while self.remote.size is None or _length(self.part) != self.remote.size:
+                if self.remote.sha256 is None or _length(self.part) > (self.remote.size or float("inf")):
+                    self.part.unlink(missing_ok=True)
+                before = _length(self.part)
+                try:
+                    return self.transfer(session, before)
+                except (_Interrupted, urllib3.exceptions.HTTPError) as problem:
+                    failures = 0 if _length(self.part) - before >= self.patience.stall_bytes else failures + 1
+                    if failures >= self.patience.attempts:
+                        raise self.given_up(problem) from None
+                pause = self.patience.first_pause * 2 ** max(failures - 1, 0)
+                time.sleep(min(pause, self.patience.longest_pause))
+
+    def given_up(self, problem: object) -> WeightsUnavailable:
+        """The error for a line or server that stays bad."""
+        return WeightsUnavailable(
+            f"{self.remote.url}: {problem}; given up after {self.patience.attempts} tries. {_length(self.part)} bytes "
+            f"are kept in {self.part}: run the command again to go on from there"
+        )
+
+    def transfer(self, session: requests.Session, have: int) -> None:
+        """One connection: append to the part, which has ``have`` bytes, what is missing."""
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        try:
+            response = session.get(self.remote.url, headers=headers, stream=True, timeout=self.patience.stall_seconds)
+        except requests.ConnectionError as error:  # urllib3 has tried again
+            raise self.given_up(error) from None
+        with response:
+            total = self.expected_total(response, have)
+            with self.part.open("ab" if response.status_code == requests.codes.partial else "wb") as stream:
+                window, window_bytes = time.monotonic(), 0
+                while block := response.raw.read1(BLOCK):
+                    stream.write(block)
+                    window_bytes += len(block)
+                    self.progress(stream.tell(), total)
+                    if time.monotonic() - window > self.patience.stall_seconds:
+                        if window_bytes < self.patience.stall_bytes:
+                            raise _Interrupted(f"only {window_bytes} bytes in {self.patience.stall_seconds:g} s")
+                        window, window_bytes = time.monotonic(), 0
+
+    def expected_total(self, response: requests.Response, have: int) -> int | None:
+        """Bytes that the file will have; refuses an answer that is not the file."""
+        url, status = self.remote.url, response.status_code
+        if status == requests.codes.requested_range_not_satisfiable:
+            self.part.unlink(missing_ok=True)
+            raise _Interrupted("the kept part does not fit the file any more")
+        if status in _BUSY:  # urllib3 has asked again
+            raise self.given_up(f"HTTP {status} {response.reason}")
+        if not response.ok:
+            raise WeightsUnavailable(
+                f"{url}: HTTP {status} {response.reason}; the address may have moved: fetch the file elsewhere and "
+                "give it with --from, or set FACEFIX_WEIGHTS_MIRROR"
+            )
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise WeightsUnavailable(
+                f"{url}: expected a file of weights, got a web page (a login page or a captive portal?); fetch the "
+                "file with a browser and give it with --from"
+            )
+        length = response.headers.get("Content-Length", "")
+        missing = int(length) if length.isdigit() else None
+        if missing is None:
+            return self.remote.size
+        total = missing + (have if status == requests.codes.partial else 0)
+        if self.remote.size not in (None, total):
+            raise WeightsUnavailable(
+                f"{url}: expected {self.remote.size} bytes, the server offers {total}; it is not the published file"
+            )
+        free = shutil.disk_usage(self.part.parent).free
+        if missing > free:
+            raise WeightsUnavailable(
+                f"{self.part.parent}: {missing} bytes are to come but only {free} are free; make room"
+            )
+        return total
 
 
-def _raise_connection(error: Exception, remote: RemoteFile, part: Path, patience: Patience) -> None:
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        raise WeightsUnavailable(f"{part}: the disk is full ({cause.strerror}); make room and run it again") from None
-    if isinstance(cause, OSError) and cause.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-        raise WeightsUnavailable(f"{part}: cannot be written ({cause.strerror}); set FACEFIX_WEIGHTS_DIR") from None
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        raise WeightsUnavailable(
-            f"{remote.url}: the server's certificate is not valid ({cause.verify_message})"
-        ) from None
-    if isinstance(cause, TimeoutError):
-        raise _Temporary(f"nothing came for {patience.stall_seconds:g} s") from None
-    raise _Temporary(f"{cause or type(error).__name__}") from None
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class HttpOnlyRedirects(urllib.request.HTTPRedirectHandler):
+class HttpOnly(requests.Session):
     """Follows redirects to http and https only, and never from https down to http."""
 
-    max_redirections = 10
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Where the response leads, None when it is no redirect. Raises WeightsUnavailable for a place not to go."""
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            _require_http(urljoin(resp.url, target), came_from=resp.url)
+        return target
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        _require_http(newurl, came_from=req.full_url)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https and nothing else (no file:, ftp: or data:)."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        HttpOnlyRedirects(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def _session(patience: Patience) -> requests.Session:
+    """Asks again when a server cannot be reached or is busy; waits as long as it says, else twice as long each time."""
+    session = HttpOnly()
+    session.max_redirects = 10
+    session.headers.update({"User-Agent": "facefix", "Accept-Encoding": "identity"})
+    retry = urllib3.Retry(
+        total=patience.attempts - 1,
+        other=0,  # a certificate that is not valid stays so
+        status_forcelist=_BUSY,
+        raise_on_status=False,
+        backoff_factor=patience.first_pause,
+        backoff_max=patience.longest_pause,
+    )
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
 
 def _require_http(url: str, came_from: str | None = None) -> None:
-    scheme = urllib.parse.urlsplit(url).scheme.lower()
+    scheme = urlsplit(url).scheme.lower()
     if scheme not in {"http", "https"}:
         raise WeightsUnavailable(f"{came_from or url}: expected an http or https address, found {url!r}")
     if came_from is not None and scheme == "http" and came_from.lower().startswith("https:"):
         raise WeightsUnavailable(f"{came_from}: redirects from https to plain http ({url}); not followed")
 
 
-def _require_space(part: Path, missing: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if missing > free:
-        raise WeightsUnavailable(f"{part.parent}: {missing} bytes are to come but only {free} are free; make room")
-
-
-def _range_start(response: Any) -> int | None:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match.group(1)) if match else None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait: RFC 9110, section 10.2.3 (a number of seconds or a date)."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
 def _length(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _notes_path(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _remember(part: Path, response: Any, url: str) -> None:
-    """Keep the validator of what is being fetched, so that a later try resumes the same file and no other."""
-    etag = response.headers.get("ETag", "")
-    strong = etag if etag and not etag.startswith("W/") else None
-    notes = {"url": url, "validator": strong or response.headers.get("Last-Modified")}
-    _notes_path(part).write_text(json.dumps(notes), encoding="utf-8")
-
-
-def _validator(part: Path) -> str | None:
-    try:
-        notes = json.loads(_notes_path(part).read_text(encoding="utf-8"))
-        return notes["validator"] if isinstance(notes["validator"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _notes_path(part).unlink(missing_ok=True)
+    return path.stat().st_size if path.exists() else 0

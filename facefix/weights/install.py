@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import fnmatch
 import json
 import shutil
 import time
@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
+from facefix.errors import FacefixError, UsageError, WeightsUnavailable
 from facefix.files.atomic import new_folder, write_bytes
-from facefix.weights.catalogue import PublishedFile, Weights, _is_complete, find_model, weights_dir
+from facefix.files.lock import exclusive
+from facefix.folders import weights_dir
+from facefix.methods.registry import PublishedFile, method_named
+from facefix.weights.catalogue import Weights, _is_complete, find_model
 from facefix.weights.checksums import seal, verify
 from facefix.weights.download import Patience, RemoteFile, check, fetch
 from facefix.weights.unpack import unpack_zip
@@ -141,8 +144,9 @@ def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, obs
     """Build the folder aside, seal it, and put it in place in one step."""
     try:
         with new_folder(folder) as new:
-            if weights.install == "refldm":
-                _import_refldm(files, new, observer)
+            if weights.install == "import":
+                observer.say("importing the published checkpoints")
+                _import_published(weights, files, new)
             else:
                 for obtained in files.values():
                     observer.say(f"unpacking {obtained.path.name}")
@@ -160,12 +164,25 @@ def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, obs
         ) from error
 
 
-def _import_refldm(files: Mapping[str, _Obtained], to: Path, observer: Observer) -> None:
-    from facefix.methods.refldm.convert import import_refldm
+def _import_published(weights: Weights, files: Mapping[str, _Obtained], to: Path) -> None:
+    """Convert published files as the registry says how: each goes to the option whose pattern its name fits."""
+    assert weights.method is not None
+    importer = method_named(weights.method).importer
+    assert importer is not None
+    values = {
+        option.name: found
+        for option in importer.options
+        for name, obtained in files.items()
+        if option.published and (found := _given_to(option.published, name, obtained.path))
+    }
+    importer.run(to, values)
 
-    observer.say("importing the published checkpoints")
-    config = next((obtained.path for name, obtained in files.items() if name.endswith((".yaml", ".yml"))), None)
-    import_refldm(files["refldm.ckpt"].path, files["vqgan.ckpt"].path, config, to)
+
+def _given_to(pattern: str, name: str, path: Path) -> Path | None:
+    """The file at ``path``, published as ``name``, where that fits the pattern of an option; for ``*/``, its folder."""
+    if pattern == "*/":
+        return path.parents[name.count("/")] if "/" in name else None
+    return path if fnmatch.fnmatch(name, pattern) else None
 
 
 def seal_installed(folder: Path, weights: Weights, sources: Mapping[str, str]) -> None:
@@ -237,17 +254,12 @@ def _make_home(home: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(home: Path, name: str) -> Iterator[None]:
-    """Held while weights of that name are being pulled; the kernel lets go of it if the process dies."""
-    path = home / f".{name}.lock"
-    try:
-        stream = path.open("a")
-    except OSError as error:
-        raise WeightsUnavailable(f"{path}: cannot be written ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
-    with stream:
+    """Held while weights of that name are being pulled."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LockHeld(f"{path}: another pull of {name} is running; wait for it") from None
+            stack.enter_context(exclusive(home / f".{name}.lock", f"another pull of {name}"))
+        except OSError as error:
+            raise WeightsUnavailable(f"{home}: cannot be written ({error.strerror}); set FACEFIX_WEIGHTS_DIR") from None
         yield
 
 

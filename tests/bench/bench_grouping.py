@@ -82,7 +82,11 @@ def read_crops(shared: Path, backend: Backend, cache: Path | None = None) -> Cro
             quality = [
                 [face.quality.face_px, face.quality.sharpness, face.quality.score, face.quality.yaw] for face in faces
             ]
-            np.savez(cache, embeddings=np.stack([face.embedding for face in faces]), numbers=np.array(quality))
+            np.savez(
+                cache,
+                embeddings=np.stack([face.embedding for face in faces if face.embedding is not None]),
+                numbers=np.array(quality),
+            )
     return Crops(faces, np.array([row["identity"] for row in rows]), np.array([row["split"] for row in rows]))
 
 

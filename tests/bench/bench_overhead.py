@@ -167,7 +167,7 @@ def overhead(folder: Path, count: int, side: int, *, says_up: bool = True) -> No
     print(f"straight loop  {count / loop[0]:.3f} photos/s wall, {loop[1] / count * 1000:.0f} ms processor time a photo")
     print(f"pipeline       {count / run[0]:.3f} photos/s wall, {run[1] / count * 1000:.0f} ms processor time a photo")
     print(f"ratio          {loop[0] / run[0]:.3f} wall, {loop[1] / run[1]:.3f} processor time")
-    parts = {"detect": timed.detector.seconds, "embed (index and guard)": timed.embedder.seconds}  # type: ignore[attr-defined]
+    parts = {"detect": timed.detector.seconds, "embed (index and guard)": timed.embedder.seconds}
     parts["all else: read twice, cut out, blend, write, verify, undo record, ledger"] = run[1] - sum(parts.values())
     for name, seconds in parts.items():
         print(f"  {seconds / count * 1000:6.0f} ms  {name}")

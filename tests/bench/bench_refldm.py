@@ -124,7 +124,7 @@ def _mid_attentions(pipeline: ReFLDMPipeline) -> list[Attention]:
 def build(device: torch.device, dtype: torch.dtype) -> ReFLDMPipeline:
     """The published size with random weights."""
     torch.manual_seed(0)
-    pipeline = ReFLDMPipeline(build_autoencoder("refldm").eval(), build_unet("refldm").eval(), ddim_scheduler())
+    pipeline = ReFLDMPipeline(build_autoencoder("published").eval(), build_unet("published").eval(), ddim_scheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)
 
@@ -172,7 +172,7 @@ def measure(pipeline: ReFLDMPipeline, repeats: int, slow_repeats: int) -> Clock:
             branches, copies = pipeline._branches(caches.get(count), 1.5, latents.to(dtype))
             if count == 0:  # the pair as the published code runs it, both rows alike
                 branches, copies = (), 2
-            clock(f"fast/pair {count}", lambda b=branches, c=copies: _pair(pipeline, sample, b, c))
+            clock(f"fast/pair {count}", lambda b=branches, c=copies: _pair(pipeline, sample, b, c))  # type: ignore[misc]
             with plain.installed():
                 plain.reference_pass(reference_latents[:count]) if count else plain.forget()
                 clock(f"plain/pair {count}", lambda: plain.pair(sample))
@@ -224,9 +224,9 @@ def measure_batches(pipeline: ReFLDMPipeline, sizes: Sequence[int], repeats: int
         sample = torch.randn(size, 16, 64, 64, device=device, dtype=dtype)
         branches, copies = pipeline._branches(cache, 1.5, sample[:, :8])
         for _ in range(repeats + 1):
-            clock("encode LQ", lambda i=images: pipeline._encode(i))
-            clock("pair", lambda s=sample, b=branches, c=copies: _pair(pipeline, s, b, c))
-            clock("decode", lambda s=sample: [pipeline.decode(row) for row in s[:, :8].float().split(1)])
+            clock("encode LQ", lambda i=images: pipeline._encode(i))  # type: ignore[misc]
+            clock("pair", lambda s=sample, b=branches, c=copies: _pair(pipeline, s, b, c))  # type: ignore[misc]
+            clock("decode", lambda s=sample: [pipeline.decode(row) for row in s[:, :8].float().split(1)])  # type: ignore[misc]
         measured[size] = clock.medians()
     return measured
 

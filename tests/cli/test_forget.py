@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facefix.faces.face import Detection, Face, Quality
-from facefix.files.lock import locked
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import FaceOutcome, IndexedPhoto, NamedBox, PhotoOutcome, ReferenceNote
 from facefix.report import REPORT_FOLDER, write_output_report
 from facefix.report.contact_sheet import SHEET_FOLDER, SheetFace, SheetPerson, write_contact_sheet
@@ -71,16 +71,16 @@ def known(tmp_path: Path) -> Known:
         for number in range(10):
             sha256 = f"{number:064}"
             faces = (face(0, anna[number]), face(1, bert[number]))
-            ledger.record_index(IndexedPhoto(sha256, (300, 200), None, None, faces), "dlib")
+            ledger.index.record(IndexedPhoto(sha256, (300, 200), None, None, faces), "dlib")
             swapped = (face(0, None), face(1, None))
-            ledger.record_index(IndexedPhoto(sha256, (300, 200), None, None, swapped), "insightface")
+            ledger.index.record(IndexedPhoto(sha256, (300, 200), None, None, swapped), "insightface")
             reference = ReferenceNote(str(refs / "Anna" / "0.jpg"), 0, "portrait", 1.0)
             outcomes = (
                 FaceOutcome(0, faces[0].detection.box, "restored", "", "Anna", references=(reference,)),
                 FaceOutcome(1, faces[1].detection.box, "restored", "", "Bert"),
             )
             relative = Path(f"{number}.jpg")
-            ledger.record_photo(
+            ledger.records.record(
                 PhotoOutcome(relative, tmp_path / "album" / relative, "restored", sha256=sha256, faces=outcomes)
             )
         for index, (name, vectors) in enumerate((("Anna", anna), ("Bert", bert))):
@@ -90,12 +90,12 @@ def known(tmp_path: Path) -> Known:
                 portrait.write_bytes(f"{name} {number}".encode())
                 sha256 = ledger.sha256(portrait)
                 portrait_face = face(0, vectors[10 + number])
-                ledger.record_index(IndexedPhoto(sha256, (90, 90), None, None, (portrait_face,)), "dlib")
+                ledger.index.record(IndexedPhoto(sha256, (90, 90), None, None, (portrait_face,)), "dlib")
             stranger = person_vectors(50 + index, 1)[0]
             vectors.append(stranger)
             named = (NamedBox(name, (0.0, 0.0, 100.0, 100.0)),)
             far = IndexedPhoto(f"{name:0>64}", (300, 200), None, None, (face(0, stranger),), named)
-            ledger.record_index(far, "dlib")
+            ledger.index.record(far, "dlib")
     del anna[12:16], bert[12:16]
     (output / "people.toml").write_text(
         'version = 1\nnext = 3\n\n[[person]]\nid = "p1"\nname = "Anna"\nfaces = ["0.jpg#0", "@refs/Anna/0.jpg#0"]\n\n'
@@ -124,9 +124,9 @@ def test_nothing_of_a_forgotten_person_is_left_and_the_other_stays(known: Known)
     assert (done.code, json.loads(done.stdout)["embeddings"]) == (0, 13), done.stderr
     assert known.files_with(known.anna) == []
     with Ledger.open(known.output) as ledger:
-        left = np.stack([stored.vector for stored in ledger.embeddings()])
+        left = np.stack([stored.vector for stored in ledger.identities.embeddings()])
         assert {vector.tobytes() for vector in left} == {vector.tobytes() for vector in known.bert}
-        assert ledger.indexed("0" * 64, "dlib", "x") is not None
+        assert ledger.index.get("0" * 64, "dlib", "x") is not None
     people = (known.output / "people.toml").read_text()
     assert "Anna" not in people and "Bert" in people
 
@@ -237,7 +237,7 @@ def test_no_name_and_no_small_picture_is_left(shown: Known, person: str | None) 
     assert len(removed) >= 10 and left < thumbs and not {path.name for path in left} & set(removed)
     assert not (shown.output / SHEET_FOLDER).exists()
     with Ledger.snapshot(shown.output) as ledger:
-        assert [name for name, _ in ledger.people()] == ([] if person is None else ["Bert"])
+        assert [name for name, _ in ledger.records.people()] == ([] if person is None else ["Bert"])
 
 
 def shown_faces(page: Path) -> list[dict[str, Any]]:

@@ -34,12 +34,12 @@ def out(tmp_path: Path) -> Path:
     note = ReferenceNote(str(tmp_path / "portrait.png"), 0, "sharpest", 0.9)
     face = FaceOutcome(0, FACE, "restored", "", "Eileen", 0.4, 0.8, (note,), "small", 1.5)
     with Ledger.open(out) as ledger:
-        ledger.record_photo(
+        ledger.records.record(
             PhotoOutcome(
                 Path("a.jpg"), album / "a.jpg", "restored", "", "00ff", Path("a.jpg"), "r", (face,), size=(512, 512)
             )
         )
-        ledger.record_photo(PhotoOutcome(Path("b.jpg"), album / "b.jpg", "failed", "cannot be decoded"))
+        ledger.records.record(PhotoOutcome(Path("b.jpg"), album / "b.jpg", "failed", "cannot be decoded"))
     return out
 
 
@@ -65,7 +65,9 @@ def test_report_command_makes_the_page_again(out: Path) -> None:
     assert photos[1]["why"] == "cannot be decoded"
     assert photos[1]["before"] is None
     assert shown["people"] == ["Eileen"]
-    (reference,) = shown["references"]  # type: ignore[misc]
+    references = shown["references"]
+    assert isinstance(references, list)
+    (reference,) = references
     assert reference["why"] == "sharpest"
     assert (page.parent / "thumbs" / reference["thumb"]).is_file()
     page.unlink()
@@ -79,7 +81,7 @@ def test_report_is_left_alone_while_nothing_changes(out: Path) -> None:
     write_output_report(out)
     assert page.stat().st_mtime_ns == stamp
     with Ledger.open(out) as ledger:
-        ledger.record_photo(PhotoOutcome(Path("c.jpg"), out / "c.jpg", "skipped", "no photo"))
+        ledger.records.record(PhotoOutcome(Path("c.jpg"), out / "c.jpg", "skipped", "no photo"))
     write_output_report(out)
     assert "c.jpg" in page.read_text()
 
@@ -99,7 +101,7 @@ def test_report_made_from_another_folder_finds_the_same_files(
     note = ReferenceNote("portrait.png", 0, "sharpest", 0.9)
     face = FaceOutcome(0, FACE, "restored", "", "Eileen", references=(note,))
     with Ledger.open(out) as ledger:
-        ledger.record_photo(
+        ledger.records.record(
             PhotoOutcome(
                 Path("a.jpg"), Path("album/a.jpg"), "restored", "", "00ff", Path("a.jpg"), "r", (face,), size=(512, 512)
             )

@@ -122,8 +122,9 @@ def test_mistakes_end_with_their_exit_code_and_name_the_argument(
 
 def test_flagged_faces_end_with_4_if_strict(place: Path, model: Path) -> None:
     """The likeness of a face whose embedding was forgotten cannot be checked, so it is flagged."""
+    arguments: tuple[object, ...]
     arguments = ("restore", place / "album", "-o", place / "flagged", "--faces", "dlib", "--restore", "all", "-q")
-    arguments += ("--model", model, "--no-report")
+    arguments = (*arguments, "--model", model, "--no-report")
     assert facefix(*arguments).code == 0
     assert facefix("forget", place / "flagged").code == 0
     assert facefix(*arguments, "--seed", "1", "--strict").code == 4

@@ -9,15 +9,15 @@ import numpy as np
 import photo_factory
 import pytest
 from PIL import Image
-from test_undo import regions_of
+from regions import regions_of
 from typer.testing import CliRunner
 
 from facefix.cli import app
 from facefix.cli.undo import undo as undo_command
 from facefix.errors import LockHeld, UsageError
-from facefix.files.lock import locked
 from facefix.outputs import undo
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.lock import locked
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.photos import provenance
 from facefix.photos.photo import read_photo, write_photo
@@ -42,9 +42,9 @@ def out(tmp_path: Path) -> Path:
             outcome = PhotoOutcome(
                 Path(name), photo.path, "restored", "", photo.sha256, Path(name), "r1.x", (face,), size=photo.size
             )
-            ledger.record_photo(outcome, portraits="p", written=(out / name).stat())
+            ledger.records.record(outcome, portraits="p", written=(out / name).stat())
         photo_factory.make(out, "grey.png")
-        ledger.record_photo(
+        ledger.records.record(
             PhotoOutcome(Path("grey.png"), album / "grey.png", "copied", "", "00", Path("grey.png"), "r1.x"),
             written=(out / "grey.png").stat(),
         )
@@ -60,7 +60,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 def rows(out: Path) -> dict[str, tuple[str, str, int | None]]:
     with Ledger.snapshot(out) as ledger:
-        return {str(path): (row.status, row.recipe, row.target_size) for path, row in ledger.done_rows().items()}
+        return {str(path): (row.status, row.recipe, row.target_size) for path, row in ledger.records.done().items()}
 
 
 def test_whole_folder(out: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_command_finds_the_people_of_real_faces(shared: Path, tmp_path: Path
         (tmp_path / "faces" / name).symlink_to(shared / "data" / "eval_public" / name)
     result = CliRunner().invoke(app, ["dataset", "refs", str(tmp_path / "faces"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    found = {}
+    found: dict[str, list[str]] = {}
     for split in SPLITS:
         with open(tmp_path / "out" / "reference_mapping" / f"{split}_references.csv", newline="") as file:
             found |= {row["gt_image"]: ast.literal_eval(row["ref_image"]) for row in csv.DictReader(file)}

@@ -13,7 +13,7 @@ import torch
 from command_line import facefix
 from faces_on_disk import write_manifest_set
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_guided
 
 from facefix.datasets.targets import EvaluationFace, read_crop, read_faces
 from facefix.errors import NotFiniteError, UsageError
@@ -33,7 +33,7 @@ from facefix.evaluation.results import (
 )
 from facefix.evaluation.sheets import draw_sheet, worst_faces
 from facefix.evaluation.tables import as_json
-from facefix.methods.base import Pixels
+from facefix.methods.base import Pixels, ReferenceUse, RestorerDefaults
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,17 @@ class Prepared:
 
 
 @dataclass
-class MirroredReference:
+class MirroredReference(RestorerDefaults):
     """Restores by showing the first reference in the mirror, which is the truth in the set of ``faces_on_disk``."""
 
     name: str = "mirror"
     crop_size: int = 256
     recipe: str = "mirror-1"
     prepared: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "optional"
 
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Prepared:
         assert all(reference.shape == (256, 256, 3) for reference in references)
@@ -119,7 +123,7 @@ def evaluation(faces: list[EvaluationFace], metrics: MetricSet, mirror: Mirrored
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_pipeline(default_steps=1, round_pixels=True).save_pretrained(folder)
+    tiny_guided(default_steps=1, round_pixels=True).save_pretrained(folder)
     return folder
 
 
@@ -299,3 +303,46 @@ def test_identity_distances_of_degraded_faces_are_as_known(shared: Path, metrics
     assert mean(RunKey(LQ_INPUT, "severe", Condition.LQ)) == pytest.approx(0.64, abs=0.08)
     assert mean(RunKey(LQ_INPUT, "moderate", Condition.LQ)) == pytest.approx(0.31, abs=0.06)
     assert mean(RunKey(OTHER_PHOTO, NOT_DEGRADED, Condition.OTHER_PHOTO)) == pytest.approx(0.33, abs=0.06)
+
+
+class Blind(RestorerDefaults):
+    """Takes no references; fails if it is given any."""
+
+    name = "blind"
+    crop_size = 512
+    recipe = "blind-1"
+
+    def restore(
+        self, crops: Sequence[Pixels], references: object | None, seeds: Sequence[int] | None = None
+    ) -> list[Pixels]:
+        assert references is None
+        return list(crops)
+
+
+class Needing(MirroredReference):
+    """Needs references."""
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "needed"
+
+
+def test_conditions_that_a_method_does_not_have_are_left_out(faces: list[EvaluationFace], metrics: MetricSet) -> None:
+    plan = Plan(degradations=("moderate",))
+    methods = [Method("blind", Blind()), Method("needing", Needing())]
+    runs = evaluate(faces[:2], methods, metrics, plan).runs
+    shown = {name: {key.condition for key in runs if key.method == name} for name in ("blind", "needing")}
+    assert shown["blind"] == {Condition.NO_REFERENCES}
+    assert shown["needing"] == {Condition.REFERENCES, Condition.WRONG_REFERENCES}
+
+
+def test_command_leaves_a_part_out(folder: Path, tiny_model: Path) -> None:
+    arguments = ("evaluate", folder, "--model", tiny_model, "--limit", 1, "--degradation", "moderate", "--json")
+    done = facefix(*arguments, "--ablation", "detail", "--condition", "references", "--no-autoencoder", "--quiet")
+    assert done.code == 0, done.stderr
+    methods = json.loads(done.stdout)["methods"]
+    assert [method["name"] for method in methods] == ["tiny", "tiny, without detail"]
+    assert methods[0]["recipe"] != methods[1]["recipe"]
+    wrong = facefix(*arguments, "--ablation", "luck")
+    assert wrong.code == 2
+    assert "--ablation: expected for model tiny one of guide, cachekv, detail; found 'luck'" in wrong.stderr

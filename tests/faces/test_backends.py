@@ -18,7 +18,7 @@ from skimage import data
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
 from facefix.faces import backends
 from facefix.faces.detect import keep_best, turned_back, without_overlaps
-from facefix.faces.embed import same_person_distance
+from facefix.faces.embed import DlibEmbedder, arcface_scale, same_person_distance
 from facefix.faces.face import Detection
 
 STRIDES = (8, 16, 32)
@@ -39,7 +39,11 @@ def save(path: Path, nodes: list[onnx.NodeProto], outputs: dict[str, int], weigh
 def write_scrfd(path: Path) -> None:
     """SCRFD's nine outputs; a cell's score is the brightness of its pixels, its box and points are fixed offsets."""
     nodes, weights, outputs = [], [], {}
-    parts = {"score": [1.0], "box": [2.0, 2.0, 2.0, 2.0], "points": [-1, -1, 1, -1, 0, 0, -1, 1, 1, 1]}
+    parts: dict[str, list[float]] = {
+        "score": [1.0],
+        "box": [2.0, 2.0, 2.0, 2.0],
+        "points": [-1, -1, 1, -1, 0, 0, -1, 1, 1, 1],
+    }
     for stride in STRIDES:
         nodes.append(
             helper.make_node(
@@ -228,7 +232,6 @@ def test_turned_back_points_at_the_same_pixels(quarter_turns: int) -> None:
     assert back.box[0] < back.box[2] and back.box[1] < back.box[3]
 
 
-def test_distances_belong_to_a_backend() -> None:
-    assert same_person_distance("dlib") < same_person_distance("insightface")
-    with pytest.raises(UsageError, match="found 'mtcnn'"):
-        same_person_distance("mtcnn")
+def test_forgetting_and_judging_mean_the_same_by_one_person() -> None:
+    assert same_person_distance(DlibEmbedder.dim) == DlibEmbedder.scale.same
+    assert same_person_distance(512) == arcface_scale("buffalo_l").same

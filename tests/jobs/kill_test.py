@@ -15,8 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from albums import make_album, make_portraits
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from albums import make_album, make_portraits
 from tiny import tiny_pipeline
 
 from facefix.faces.backends import load_backend

@@ -2,110 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from albums import PEOPLE, Borrow, group_photo, landscape, make_album, make_portraits, old_photo, portrait
+from albums import PEOPLE, Borrow, group_photo, landscape, make_album, make_portraits, old_photo
 from PIL import Image
+from places import Place, tree
 from skimage.data import astronaut
 
-from facefix.errors import LockHeld, NotFiniteError, UsageError
-from facefix.faces.backends import Backend, load_backend
-from facefix.files.lock import locked
+from facefix.errors import NotFiniteError, UsageError
+from facefix.faces.backends import Backend
 from facefix.jobs.restore import restore_album
 from facefix.jobs.survey import survey_album
 from facefix.outputs.ledger import Ledger
-from facefix.outputs.outcomes import PhotoOutcome
 from facefix.progress import PlainLines
-from facefix.restoration.run import Options, Request
+from facefix.restoration.run import Request
 from facefix.restoration.summary import Summary
 from facefix.settings import Settings
-from facefix.stop import Stop
-
-
-@pytest.fixture(scope="session")
-def backend() -> Backend:
-    """dlib's networks, remembering what they said about a picture: the albums here show the same ones again."""
-    real = load_backend("dlib")
-    return replace(real, detector=Remembering(real.detector), embedder=Remembering(real.embedder))
-
-
-class Remembering:
-    """A detector or embedder that computes each answer once."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._known: dict[bytes, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def detect(self, rgb: np.ndarray) -> Any:
-        return self._once(rgb.tobytes(), self._inner.detect, rgb)
-
-    def embed(self, crops: Sequence[np.ndarray]) -> Any:
-        known = [self._once(crop.tobytes(), self._inner.embed, [crop])[0] for crop in crops]
-        return np.stack(known) if known else self._inner.embed([])
-
-    def _once(self, content: bytes, function: Any, argument: Any) -> Any:
-        key = hashlib.sha256(content).digest()
-        if key not in self._known:
-            self._known[key] = function(argument)
-        return self._known[key]
-
-
-@dataclass
-class Place:
-    """An album, its portraits, and a way to restore it."""
-
-    folder: Path
-    backend: Backend
-    settings: dict[str, object] = field(default_factory=dict)
-    restorer: Borrow = field(default_factory=Borrow)
-
-    @property
-    def album(self) -> Path:
-        return self.folder / "album"
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "album-restored"
-
-    def options(self, **changes: object) -> Options:
-        return Options(**{"backend": self.backend, "restorer": self.restorer, **changes})
-
-    def settings_with(self, **changes: object) -> Settings:
-        chosen = {
-            "refs": self.folder / "refs",
-            "threads": 2,
-            "report": False,
-            "restore": "all",
-            "min_face": 20,
-            "refs_from": "portraits",
-        }
-        return Settings(**{**chosen, **self.settings, **changes})
-
-    def restore(self, **changes: object) -> Summary:
-        return restore_album(Request((self.album,)), self.settings_with(**changes), self.options())
-
-    def outcomes(self) -> dict[str, PhotoOutcome]:
-        with Ledger.open(self.output) as ledger:
-            return {str(photo.relative): photo for photo in ledger.photos()}
-
-
-@pytest.fixture
-def place(tmp_path: Path, backend: Backend) -> Place:
-    make_album(tmp_path / "album")
-    make_portraits(tmp_path / "refs")
-    return Place(tmp_path, backend)
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +35,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, backend: Backend) -> Iter
     summary = place.restore()
     assert tree(folder / "album") == before, "an original changed"
     yield place, summary
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Digest of every file below a folder but what facefix keeps for itself."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".facefix" not in path.parts
-    }
 
 
 def test_the_tree_is_mirrored_and_faces_change(finished: tuple[Place, Summary]) -> None:
@@ -176,83 +83,6 @@ def test_progress_counts_photos_faces_and_people(place: Place) -> None:
     assert lines[-1].startswith("restoring: 6/6 faces, 6 of 6 photos, 3 of 3 people, about ")
 
 
-def test_a_second_run_does_nothing(place: Place) -> None:
-    place.restore()
-    before = {path: path.stat().st_mtime_ns for path in place.output.rglob("*.jpg")}
-    loads: list[int] = []
-
-    class NeverLoaded(Borrow):
-        def prepare(self, *arguments: object) -> None:  # type: ignore[override]
-            loads.append(1)
-
-        restore = prepare  # type: ignore[assignment]
-
-    place.restorer = NeverLoaded()
-    summary = place.restore()
-    assert (summary.already_done, summary.statuses, summary.device.faces) == (7, {}, 0)
-    assert not loads
-    assert {path: path.stat().st_mtime_ns for path in place.output.rglob("*.jpg")} == before
-
-
-def test_new_photos_are_added_without_doing_the_others_again(place: Place) -> None:
-    place.restore()
-    before = {path: path.stat().st_mtime_ns for path in place.output.rglob("*.*") if ".facefix" not in path.parts}
-    old_photo("ann", 7).save(place.album / "new.jpg", quality=90)
-    portrait("bea", shift=9).save(place.album / "sharp.jpg", quality=95)
-    summary = place.restore()
-    assert summary.already_done == 7
-    assert sum(summary.statuses.values()) == 2
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert place.restore().already_done == 9
-
-
-def test_a_new_portrait_redoes_only_its_person(place: Place) -> None:
-    place.restore()
-    portrait("bea", shift=12).save(place.folder / "refs" / "bea" / "more.png")
-    summary = place.restore()
-    assert (summary.already_done, summary.statuses["restored"]) == (5, 2)
-    assert place.restore().already_done == 7
-
-
-def test_settings_that_change_pixels_redo_and_others_do_not(place: Place) -> None:
-    place.restore()
-    assert place.restore(threads=1, wait=1.0, batch_size=3).already_done == 7
-    assert sum(place.restore(strength=0.5).statuses.values()) == 7
-    place.restorer = Borrow(recipe="borrow-2", part=0.65)
-    assert place.restore(strength=0.5).already_done == 0
-
-
-def test_a_changed_photo_is_done_again_and_a_touched_one_is_not(place: Place) -> None:
-    place.restore()
-    os.utime(place.album / "ann0.jpg")
-    old_photo("dan", 3).save(place.album / "bea0.jpg", quality=91)
-    summary = place.restore()
-    assert (summary.already_done, sum(summary.statuses.values())) == (6, 1)
-
-
-def test_a_lost_output_is_made_again(place: Place) -> None:
-    place.restore()
-    first = (place.output / "ann0.jpg").read_bytes()
-    (place.output / "ann0.jpg").unlink()
-    assert place.restore().statuses == {"restored": 1}
-    assert (place.output / "ann0.jpg").read_bytes() == first
-
-
-def test_files_that_are_not_ours_are_left_replaced_or_refused(place: Place) -> None:
-    place.output.mkdir()
-    (place.output / "ann0.jpg").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"ann0\.jpg: exists"):
-        place.restore(if_exists="fail")
-    summary = place.restore(if_exists="skip")
-    assert summary.occupied == 1 and (place.output / "ann0.jpg").read_bytes() == b"mine"
-    assert place.restore(if_exists="overwrite").statuses == {"restored": 1}
-    Image.open(place.output / "ann0.jpg").verify()
-    with (place.output / "bea0.jpg").open("ab") as file:
-        file.write(b"edited by hand")
-    old_photo("bea", 9).save(place.album / "bea0.jpg")
-    assert place.restore(if_exists="skip").occupied == 1
-
-
 def test_results_do_not_depend_on_batches_threads_or_the_rest_of_the_album(place: Place, tmp_path: Path) -> None:
     settings = {"refs_from": "portraits"}
     place.restore(**settings, batch_size=1, threads=1)
@@ -270,13 +100,13 @@ def test_faces_that_are_small_or_good_or_alone_are_left(place: Place) -> None:
     Image.fromarray(astronaut()).save(place.album / "good.png")
     place.restore(restore="auto", output=place.folder / "auto")
     with Ledger.open(place.folder / "auto") as ledger:
-        good = next(photo for photo in ledger.photos() if photo.relative.name == "good.png")
+        good = next(photo for photo in ledger.records.photos() if photo.relative.name == "good.png")
     assert good.status == "copied" and good.faces[0].verdict == "kept" and good.faces[0].reason
     alone = {"refs": None, "refs_from": "both", "output": place.folder / "alone"}
     old_photo("fay", 1).save(place.album / "fay.jpg")
     place.restore(**alone, no_ref="skip")
     with Ledger.open(place.folder / "alone") as ledger:
-        fay = next(photo for photo in ledger.photos() if photo.relative.name == "fay.jpg")
+        fay = next(photo for photo in ledger.records.photos() if photo.relative.name == "fay.jpg")
     assert fay.faces[0].verdict == "kept" and "--no-ref skip" in fay.faces[0].reason
 
 
@@ -308,11 +138,11 @@ def test_photos_that_cannot_be_read_are_named_and_the_rest_is_done(place: Place)
 
 def test_a_photo_that_vanishes_while_the_run_goes_on(place: Place) -> None:
     class Thief(Borrow):
-        def restore(self, *arguments: object) -> list[np.ndarray]:  # type: ignore[override]
+        def restore(self, *arguments: object) -> list[np.ndarray]:
             (place.album / "sea.png").unlink(missing_ok=True)
             for path in place.album.rglob("cid*.jpg"):
                 path.unlink()
-            return super().restore(*arguments)  # type: ignore[arg-type]
+            return super().restore(*arguments)
 
     place.restorer = Thief()
     summary = place.restore(threads=1, batch_size=1)
@@ -324,7 +154,7 @@ def test_a_photo_that_vanishes_while_the_run_goes_on(place: Place) -> None:
 
 def test_a_face_that_fails_is_kept_and_reported(place: Place) -> None:
     class Unlucky(Borrow):
-        def restore(self, crops: object, references: object, seeds: object = None) -> list[np.ndarray]:  # type: ignore[override]
+        def restore(self, crops: object, references: object, seeds: object = None) -> list[np.ndarray]:
             raise NotFiniteError("result: expected finite numbers, found NaN")
 
     place.restorer = Unlucky()
@@ -361,32 +191,6 @@ def test_several_people_in_one_photo(tmp_path: Path, backend: Backend) -> None:
     faces = place.outcomes()["group.jpg"].faces
     assert sorted(face.person or "" for face in faces) == sorted(PEOPLE)
     assert summary.device.references_encoded == 6
-
-
-def test_a_stopped_run_goes_on_where_it_was(place: Place, tmp_path: Path) -> None:
-    make_album(place.album, photos_per_person=4)
-    stop = Stop()
-    seen: list[str] = []
-
-    def listen(outcome: PhotoOutcome) -> None:
-        seen.append(outcome.status)
-        if "restored" in seen:
-            stop.request(signal.SIGTERM)
-
-    options = place.options(stop=stop, on_photo=listen)
-    summary = restore_album(Request((place.album,)), place.settings_with(threads=1), options)
-    assert summary.exit_code() == 128 + signal.SIGTERM
-    assert 1 <= seen.count("restored") < 12
-    rest = place.restore()
-    assert rest.already_done == len(seen) and rest.exit_code() == 0
-    place.restore(output=tmp_path / "undisturbed")
-    assert tree(place.output) == tree(tmp_path / "undisturbed")
-
-
-def test_one_run_at_a_time(place: Place) -> None:
-    with locked(place.output), pytest.raises(LockHeld):
-        place.restore()
-    assert place.restore().exit_code() == 0
 
 
 def test_a_survey_writes_nothing_and_counts(place: Place) -> None:

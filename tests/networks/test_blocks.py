@@ -112,8 +112,9 @@ def test_changed_size_and_ends_of_networks() -> None:
     for padding in (0, 1):
         down = Downsample2D(64, use_conv=True, padding=padding)
         assert golden.relative_rms(blocks.downsample(down, x), in_float64(down, x)) < EXACT
-    ends = nn.Sequential(nn.GroupNorm(32, 64), nn.SiLU(), nn.Conv2d(64, 3, 3, padding=1))
-    found = blocks.norm_act_conv(ends[0], ends[1], ends[2], x)
+    norm, act, conv = nn.GroupNorm(32, 64), nn.SiLU(), nn.Conv2d(64, 3, 3, padding=1)
+    ends = nn.Sequential(norm, act, conv)
+    found = blocks.norm_act_conv(norm, act, conv, x)
     assert golden.relative_rms(found, in_float64(ends, x)) < EXACT
 
 
@@ -142,7 +143,7 @@ def test_the_autoencoder() -> None:
     assert golden.relative_rms(decode(model, latents, quantized=False), expected) < 5 * EXACT
 
 
-@pytest.mark.parametrize("config", ["refldm", "small"])
+@pytest.mark.parametrize("config", ["published", "small"])
 @torch.no_grad()
 def test_every_wide_block_of_the_networks_runs_in_strips(config: str) -> None:
     """diffusers names the same normalisation differently in encoder, decoder and denoiser."""

@@ -189,9 +189,9 @@ def test_the_cache_does_not_change(pipeline: ReFLDMPipeline) -> None:
         assert torch.equal(key, before[name][0])
         assert torch.equal(value, before[name][1])
     with pytest.raises(AttributeError):
-        cache.num_references = 5  # type: ignore[misc]
+        cache.num_references = 5
     with pytest.raises(TypeError):
-        cache.layers["x"] = cache.layers[next(iter(cache.layers))]  # type: ignore[index]
+        cache.layers["x"] = cache.layers[next(iter(cache.layers))]
 
 
 def test_moving_a_cache(pipeline: ReFLDMPipeline) -> None:

@@ -11,6 +11,7 @@ import pytest
 from exiftool import OURS, changed_by_writing, changed_fields, exiftool
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
+from regions import regions_of
 from skimage import data
 
 from facefix.errors import PhotoError, UsageError
@@ -18,7 +19,6 @@ from facefix.outputs import undo
 from facefix.photos import provenance
 from facefix.photos.photo import Photo, Written, read_photo, stored_raster, write_photo
 from facefix.photos.provenance import read_provenance
-from facefix.photos.region import Region
 
 FILES = photo_factory.ALL | photo_factory.HEICS
 LOSSY = {
@@ -28,20 +28,6 @@ LOSSY = {
     "alpha-lossy.webp",
     "metadata.webp",
 }
-
-
-def regions_of(photo: Photo, scale: int = 1) -> list[Region]:
-    """Two overlapping ovals of other colours."""
-    width, height = photo.size[0] * scale, photo.size[1] * scale
-    made = []
-    for number, (x, y) in enumerate(((0.45, 0.4), (0.6, 0.55))):
-        w, h = int(width * 0.4), int(height * 0.4)
-        rows, columns = np.mgrid[0:h, 0:w].astype(np.float32)
-        distance = ((columns / w - 0.5) ** 2 + (rows / h - 0.5) ** 2) * 4
-        rgb = np.stack([rows / h, columns / w, np.full((h, w), 0.2 + 0.6 * number)], axis=2).astype(np.float32)
-        alpha = np.clip(1.2 - distance, 0, 1).astype(np.float32)
-        made.append(Region(int(width * x - w / 2), int(height * y - h / 2), rgb, alpha, scale))
-    return made
 
 
 def restore(photo: Photo, out: Path, name: str, scale: int = 1) -> tuple[Written, provenance.Described]:

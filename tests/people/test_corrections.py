@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facefix.faces.face import Detection, Face, Quality, Reference
-from facefix.people.corrections import PINNED_REASON, allowed, apply_corrections, as_entries, with_pins
+from facefix.people.corrections import PINNED_REASON, apply_corrections, as_entries, with_pins
 from facefix.people.names import Group, name_groups
 from facefix.people.people_file import FaceLabeller, PeopleFile, PersonEntry, write_people_file
 
@@ -75,7 +75,6 @@ def test_merge_exclude_ignore_pin_and_ban() -> None:
     assert keys(person.faces) == ["a.jpg#0", "b.jpg#0", "c.jpg#0"]
     assert keys(person.pinned) == ["b.jpg#0"]
     assert person.banned == {C.key}, "a pin outweighs a ban"
-    assert allowed([A, B, C], person) == (A, B)
 
 
 def test_pins_come_first_but_never_from_the_target_itself() -> None:

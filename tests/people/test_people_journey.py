@@ -54,7 +54,7 @@ def backend() -> Backend:
 
 def outcomes(out: Path) -> dict[str, FaceOutcome]:
     with Ledger.snapshot(out) as ledger:
-        return {str(photo.relative): face for photo in ledger.photos() for face in photo.faces}
+        return {str(photo.relative): face for photo in ledger.records.photos() for face in photo.faces}
 
 
 def test_corrections_are_honoured_and_can_be_taken_back(tmp_path: Path, backend: Backend) -> None:

@@ -81,8 +81,8 @@ def test_detail_comes_from_the_crop_and_colour_from_the_photo(photo: NDArray[np.
     result, inside = composed(blurred, region), np.zeros((512, 512), bool)
     left, top, right, bottom = region.box
     inside[top:bottom, left:right] = region.alpha > 0.9
-    truth = photo.astype(np.float32) / 255
-    before = psnr(blurred[inside].astype(np.float32) / 255, truth[inside])
+    truth = np.asarray(photo / 255, np.float32)
+    before = psnr(np.asarray(blurred[inside] / 255, np.float32), truth[inside])
     assert psnr(result[inside], truth[inside]) > before + 4
     tint = (result[inside] - truth[inside]).mean(axis=0)
     assert np.abs(tint).max() < 1.5 / 255
@@ -158,7 +158,7 @@ def test_enlarged_photo_gets_the_detail(photo: NDArray[np.uint8]) -> None:
     region = blend_face(small, crop, matrix, scale=4)
     left, top, right, bottom = region.box
     used = region.alpha > 0.9
-    truth = photo[top:bottom, left:right].astype(np.float32)[used] / 255
+    truth = np.asarray(photo[top:bottom, left:right][used] / 255, np.float32)
     assert psnr(region.rgb[used], truth) > psnr(picture_part(small, region.box, 4)[used], truth) + 3
 
 

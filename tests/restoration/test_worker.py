@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from facefix.errors import NotFiniteError
-from facefix.methods.base import Pixels, Restorer
-from facefix.restoration.worker import (
-    DeviceWorker,
-    FaceBatch,
-    PreparedCache,
-    ReferenceCrop,
-    choose_batch_size,
-    is_out_of_memory,
-)
+from facefix.errors import NotFiniteError, PhotoError
+from facefix.methods.base import Pixels, PreparedReferences, ReferenceUse, Restorer, RestorerDefaults, SamplingSettings
+from facefix.restoration.batches import DeviceStatistics, FaceBatch, ModelSpec, ReferenceSource, Restored
+from facefix.restoration.reading import ReferenceReader
+from facefix.restoration.worker import DeviceWorker, PreparedCache, choose_batch_size, is_out_of_memory
+
+MODEL = ModelSpec("brighten", None, SamplingSettings(), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Mean:
 
 
 @dataclass
-class Brighten:
+class Brighten(RestorerDefaults):
     """Adds the references' mean to every pixel; fails as it is told to."""
 
     name: str = "brighten"
@@ -43,6 +44,10 @@ class Brighten:
     fp32: Brighten | None = None
     prepared: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+
+    @property
+    def references(self) -> ReferenceUse:
+        return "optional"
 
     def prepare(self, references: Sequence[Pixels], sources: Sequence[str] = ()) -> Mean:
         self.prepared.append(len(references))
@@ -68,41 +73,72 @@ class Brighten:
 class BrightenEach(Brighten):
     """The same, with references that are prepared one by one and composed."""
 
-    reference_encoding = "each"
+    composes = True
 
-    def compose(self, prepared: Sequence[Mean]) -> Mean:
-        return Mean(float(np.mean([one.value for one in prepared])), len(prepared))
+    def compose(self, references: Sequence[PreparedReferences]) -> Mean:
+        means = [one for one in references if isinstance(one, Mean)]
+        return Mean(float(np.mean([one.value for one in means])), len(means))
 
 
 def crop(value: int) -> Pixels:
     return np.full((512, 512, 3), value, np.uint8)
 
 
-def reference(value: int) -> ReferenceCrop:
-    return ReferenceCrop(f"reference {value}", lambda: crop(value))
+@dataclass(frozen=True, eq=False)
+class Grey(ReferenceSource):
+    """A reference of one grey, which no file holds."""
+
+    value: int = 0
+
+    def read(self) -> Pixels:
+        return crop(self.value)
 
 
-def batch(values: Sequence[int], references: Sequence[ReferenceCrop] = ()) -> FaceBatch:
-    return FaceBatch([crop(value) for value in values], [0] * len(values), references)
+def reference(value: int) -> Grey:
+    return Grey(Path(f"grey {value}"), 0, np.zeros((5, 2)), 1, value)
+
+
+def batch(values: Sequence[int], references: Sequence[ReferenceSource] = ()) -> FaceBatch:
+    return FaceBatch(tuple(crop(value) for value in values), (0,) * len(values), tuple(references), MODEL)
+
+
+class Work:
+    """A worker, the results it gave, and its statistics added up."""
+
+    def __init__(self, restorer: Restorer, pool: ThreadPoolExecutor, **settings: Any) -> None:
+        self.worker = DeviceWorker(restorer, ReferenceReader(pool), **settings)
+        self.statistics = DeviceStatistics()
+
+    def restore(self, batch: FaceBatch) -> tuple[Restored, ...]:
+        result = self.worker.restore(batch)
+        self.statistics += result.statistics
+        return result.faces
+
+
+@pytest.fixture
+def work() -> Iterator[Callable[..., Work]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda restorer, **settings: Work(restorer, pool, **settings)
 
 
 def test_the_test_restorers_follow_the_protocol() -> None:
     assert isinstance(Brighten(), Restorer)
 
 
-def test_twenty_faces_of_a_person_cost_one_encoding() -> None:
-    worker = DeviceWorker(Brighten(), batch_size=4)
+def test_twenty_faces_of_a_person_cost_one_encoding(work: Callable[..., Work]) -> None:
+    restorer = Brighten()
+    worker = work(restorer, batch_size=4)
     references = [reference(value) for value in (10, 20, 30)]
     results = [result for _ in range(5) for result in worker.restore(batch([1, 2, 3, 4], references))]
     assert [int(result.pixels[0, 0, 0]) for result in results if result.pixels is not None] == [21, 22, 23, 24] * 5
-    assert worker.restorer.prepared == [3]
+    assert restorer.prepared == [3]
     assert worker.statistics.references_encoded == 1
     assert worker.statistics.cache_hits == 4
     assert worker.statistics.faces == 20
 
 
-def test_models_with_separate_references_encode_each_once_whatever_the_set() -> None:
-    worker = DeviceWorker(BrightenEach(), batch_size=4)
+def test_models_with_separate_references_encode_each_once_whatever_the_set(work: Callable[..., Work]) -> None:
+    worker = work(BrightenEach(), batch_size=4)
     first = worker.restore(batch([0], [reference(10), reference(20)]))
     second = worker.restore(batch([0], [reference(20), reference(40)]))
     assert int(first[0].pixels[0, 0, 0]) == 15
@@ -121,40 +157,40 @@ def test_the_kept_references_stay_within_their_bytes() -> None:
     assert ("huge",) not in cache and cache.nbytes == 200
 
 
-def test_an_evicted_person_is_encoded_again_with_the_same_result() -> None:
-    worker = DeviceWorker(Brighten(), cache_bytes=0)
+def test_an_evicted_person_is_encoded_again_with_the_same_result(work: Callable[..., Work]) -> None:
+    worker = work(Brighten(), cache_bytes=0)
     once = worker.restore(batch([1], [reference(10)]))
     again = worker.restore(batch([1], [reference(10)]))
     assert worker.statistics.references_encoded == 2
     assert np.array_equal(once[0].pixels, again[0].pixels)
 
 
-def test_out_of_memory_halves_the_batch_and_keeps_the_order() -> None:
+def test_out_of_memory_halves_the_batch_and_keeps_the_order(work: Callable[..., Work]) -> None:
     restorer = Brighten(fits=2)
-    worker = DeviceWorker(restorer, batch_size=8)
+    worker = work(restorer, batch_size=8)
     results = worker.restore(batch(range(9)))
     assert [int(result.pixels[0, 0, 0]) for result in results] == list(range(9))
     assert restorer.batches == [8, 4, 2, 2, 2, 2, 1]
-    assert worker.batch_size == 2
+    assert worker.worker.batch_size == 2
     worker.restore(batch(range(3)))
     assert restorer.batches[7:] == [2, 1]
 
 
-def test_a_face_that_never_fits_goes_to_the_cpu() -> None:
+def test_a_face_that_never_fits_goes_to_the_cpu(work: Callable[..., Work]) -> None:
     cpu = Brighten()
     loads = []
-    worker = DeviceWorker(Brighten(fits=0), batch_size=2, fallback=lambda: loads.append(1) or cpu)
+    worker = work(Brighten(fits=0), batch_size=2, fallback=lambda: loads.append(1) or cpu)
     results = worker.restore(batch([5, 6], [reference(1)]))
     assert [int(result.pixels[0, 0, 0]) for result in results] == [6, 7]
     assert all("on the CPU" in result.notes[0] for result in results)
     assert loads == [1]
-    alone = DeviceWorker(Brighten(fits=0)).restore(batch([5]))
+    alone = work(Brighten(fits=0)).restore(batch([5]))
     assert alone[0].pixels is None and "out of memory" in alone[0].problem
 
 
-def test_nan_is_tried_again_in_fp32_and_only_the_bad_face_fails() -> None:
+def test_nan_is_tried_again_in_fp32_and_only_the_bad_face_fails(work: Callable[..., Work]) -> None:
     fp32 = Brighten(not_finite=lambda face: face[0, 0, 0] == 3)
-    worker = DeviceWorker(Brighten(not_finite=lambda face: face[0, 0, 0] >= 2, fp32=fp32), batch_size=3)
+    worker = work(Brighten(not_finite=lambda face: face[0, 0, 0] >= 2, fp32=fp32), batch_size=3)
     results = worker.restore(batch([1, 2, 3]))
     assert [result.pixels is not None for result in results] == [True, True, False]
     assert "finite" in results[2].problem
@@ -162,20 +198,58 @@ def test_nan_is_tried_again_in_fp32_and_only_the_bad_face_fails() -> None:
     assert worker.statistics.fp32_retries == 1
 
 
-def test_a_broken_face_takes_no_other_with_it() -> None:
-    worker = DeviceWorker(Brighten(broken=lambda face: face[0, 0, 0] == 2), batch_size=3)
+def test_a_broken_face_takes_no_other_with_it(work: Callable[..., Work]) -> None:
+    worker = work(Brighten(broken=lambda face: face[0, 0, 0] == 2), batch_size=3)
     results = worker.restore(batch([1, 2, 3]))
     assert [result.problem for result in results] == ["", "this face cannot be", ""]
 
 
-def test_references_that_cannot_be_read_fail_the_batch_only() -> None:
-    def unreadable() -> Pixels:
-        raise NotFiniteError("portrait.jpg: cannot be read")
+@dataclass(frozen=True, eq=False)
+class Unreadable(Grey):
+    """A reference whose reading fails with ``error``."""
 
-    worker = DeviceWorker(Brighten())
-    results = worker.restore(batch([1], [ReferenceCrop("gone", unreadable)]))
-    assert results[0].pixels is None and "portrait.jpg" in results[0].problem
+    error: type[Exception] = PhotoError
+
+    def read(self) -> Pixels:
+        raise self.error("portrait.jpg: cannot be read")
+
+
+def test_references_that_are_gone_are_left_out_and_named(work: Callable[..., Work]) -> None:
+    gone = Unreadable(Path("gone.jpg"), 0, np.zeros((5, 2)), 1)
+    worker = work(Brighten())
+    (result,) = worker.restore(batch([1], [reference(10), gone]))
+    assert result.pixels is not None and int(result.pixels[0, 0, 0]) == 11
+    assert result.notes == ("without gone.jpg, which cannot be read any more",)
+    (result,) = worker.restore(batch([1], [gone]))
+    assert result.pixels is not None and int(result.pixels[0, 0, 0]) == 1, "restored without references"
+
+
+def test_references_that_cannot_be_encoded_fail_the_batch_only(work: Callable[..., Work]) -> None:
+    broken = Unreadable(Path("broken.jpg"), 0, np.zeros((5, 2)), 1, error=NotFiniteError)
+    worker = work(Brighten())
+    results = worker.restore(batch([1, 2], [broken]))
+    assert all(result.pixels is None and "portrait.jpg" in result.problem for result in results)
+    assert worker.statistics.faces == 0
     assert worker.restore(batch([1]))[0].pixels is not None
+
+
+def test_what_is_encoded_is_not_read_again(work: Callable[..., Work]) -> None:
+    worker, encoded = work(Brighten()), reference(10)
+    assert not worker.worker.holds(encoded, [encoded])
+    worker.restore(batch([1], [encoded]))
+    gone = Unreadable(encoded.path, encoded.number, np.zeros((5, 2)), 1)
+    assert worker.worker.holds(gone, [gone])
+    assert worker.restore(batch([1], [gone]))[0].pixels is not None
+
+
+def test_each_batch_has_its_own_statistics(work: Callable[..., Work]) -> None:
+    worker = work(Brighten(), batch_size=2).worker
+    first = worker.restore(batch([1, 2, 3], [reference(10)])).statistics
+    second = worker.restore(batch([1], [reference(10)])).statistics
+    assert (first.faces, first.batches, first.references_encoded, first.cache_hits) == (3, 2, 1, 0)
+    assert (second.faces, second.batches, second.references_encoded, second.cache_hits) == (1, 1, 0, 1)
+    assert second.busy_seconds > 0 and first.encode_seconds <= first.busy_seconds
+    assert (first + second).faces == 4 and first.faces == 3
 
 
 def test_batch_size_by_device_and_out_of_memory_in_words() -> None:

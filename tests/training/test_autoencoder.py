@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from facefix.cli import app
 from facefix.errors import CheckpointError, UsageError
-from facefix.networks.autoencoder import build_autoencoder, decode, encode
-from facefix.training.autoencoder import AutoencoderTask, train_autoencoder, unit_latents
+from facefix.networks.autoencoder import build_autoencoder
+from facefix.training.autoencoder import AutoencoderTask, train_autoencoder
 from facefix.training.config import AutoencoderTraining, write_config
 from facefix.training.loop import Moment
 
@@ -169,20 +169,3 @@ def test_a_run_folder_in_use_and_a_changed_configuration_are_refused(faces: Path
         train_autoencoder(config)
     with pytest.raises(UsageError, match="crop"):
         train_autoencoder(config.model_copy(update={"crop": 40}), resume=True)
-
-
-def test_unit_latents_keep_the_images() -> None:
-    torch.manual_seed(0)
-    network = build_autoencoder(TINY).eval()
-    images = torch.rand(4, 3, 64, 64) * 2 - 1
-    with torch.no_grad():
-        latents = encode(network, images)
-        before = [decode(network, latents, quantized=quantized) for quantized in (False, True)]
-        unit_latents(network, latents)
-        scaled = encode(network, images)
-        after = [decode(network, scaled, quantized=quantized) for quantized in (False, True)]
-    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(8), atol=1e-4)
-    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(8), atol=1e-4)
-    assert torch.allclose(before[0], after[0], atol=1e-4)
-    # nearest by unscaled and by scaled distance may differ where two codes are about as far
-    assert (before[1] - after[1]).abs().median() < 0.05

@@ -39,7 +39,7 @@ def test_the_codebook_loss_pulls_codes_and_latents() -> None:
     codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     latents = torch.tensor([0.8, 0.0]).view(1, 2, 1, 1).requires_grad_()
     loss = codebook_loss(latents, nearest_codes(codes, latents), 0.25)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert float(loss.detach()) == pytest.approx(1.25 * 0.04 / 2)
     assert codes.grad is not None and latents.grad is not None
     assert torch.allclose(codes.grad, torch.tensor([[0.2, 0.0], [0.0, 0.0]]))
@@ -54,7 +54,7 @@ def test_the_discriminator_learns_to_tell_sharp_from_blurred() -> None:
         real = torch.randn(4, 3, 32, 32).clamp(-1, 1)
         loss = hinge_loss(network(real), network(F.avg_pool2d(real, 5, 1, 2)))
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     real = torch.randn(4, 3, 32, 32).clamp(-1, 1)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import random
 import re
 import resource
@@ -31,7 +32,7 @@ from facefix.weights.checksums import verify
 from facefix.weights.download import Patience
 from facefix.weights.install import Observer, PullOptions
 
-QUICK = Patience(attempts=3, stall_seconds=0.3, progress_bytes=10_000, first_pause=0.01, longest_pause=0.05)
+QUICK = Patience(attempts=3, stall_seconds=0.3, first_pause=0.01, longest_pause=0.05)
 DETECTOR = random.Random(1).randbytes(40_000)
 EMBEDDER = random.Random(2).randbytes(90_000)
 
@@ -76,9 +77,8 @@ def installed(home: Path) -> list[str]:
     """Names of what lies in the weights folder, without locks, pins and kept parts."""
     if not home.is_dir():
         return []
-    return sorted(
-        path.name for path in home.iterdir() if path.suffix not in {".lock", ".json"} and path.name != "downloads"
-    )
+    beside = {".lock", ".pid", ".json"}
+    return sorted(path.name for path in home.iterdir() if path.suffix not in beside and path.name != "downloads")
 
 
 def test_every_entry_is_complete() -> None:
@@ -262,7 +262,7 @@ def test_two_pulls_at_once_are_kept_apart(server: FaultyServer, home: Path) -> N
     first = threading.Thread(target=slow)
     first.start()
     assert started.wait(5)
-    with pytest.raises(LockHeld, match="another pull of buffalo_l is running"):
+    with pytest.raises(LockHeld, match=rf"another pull of buffalo_l \(process {os.getpid()}\)"):
         install.pull(pack(server), accepted())
     first.join()
     assert verify(home / "buffalo_l") == []
@@ -303,53 +303,6 @@ def test_a_folder_that_cannot_be_written_is_named(server: FaultyServer, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsUnavailable, match=r"file/weights: cannot be made.*FACEFIX_WEIGHTS_DIR"):
         install.pull(pack(server), accepted(), home=tmp_path / "file" / "weights")
-
-
-def test_weights_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FACEFIX_WEIGHTS_DIR", str(tmp_path / "w"))
-    assert weights.weights_dir() == tmp_path / "w"
-    monkeypatch.delenv("FACEFIX_WEIGHTS_DIR")
-    if sys.platform == "linux":
-        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-        assert weights.weights_dir() == tmp_path / "facefix" / "weights"
-        monkeypatch.setenv("XDG_DATA_HOME", "relative")
-        assert weights.weights_dir() == Path.home() / ".local" / "share" / "facefix" / "weights"
-
-
-def test_models_are_found_by_name_and_by_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    with pytest.raises(WeightsUnavailable, match="found a folder without one"):
-        weights.find_model(mine)
-    (mine / "model_index.json").write_text("{}")
-    assert weights.find_model(mine) == mine
-    monkeypatch.chdir(tmp_path)
-    assert weights.find_model("mine") == Path("mine")
-    with pytest.raises(WeightsUnavailable, match="found no such folder"):
-        weights.find_model("yours")
-    with pytest.raises(UsageError, match="expected a restoration model"):
-        weights.find_model("buffalo_l")
-    with pytest.raises(WeightsUnavailable, match=r"facefix models pull refldm --accept-licence"):
-        weights.find_model("refldm")
-    assert weights.best_installed_model() == "small"
-    (home / "refldm").mkdir(parents=True)
-    (home / "refldm" / "model_index.json").write_text("{}")
-    assert weights.find_model("refldm") == home / "refldm"
-    assert weights.best_installed_model() == "refldm"
-
-
-def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"'nothing' is not in the catalogue.*small, refldm, buffalo_l"):
-        weights.entry("nothing")
-
-
-def test_the_shipped_model_is_whole() -> None:
-    folder = weights.installed_folder("small")
-    if folder is None:
-        pytest.skip("models/small is not in this checkout")
-    assert weights.find_model("small") == folder
-    assert verify(folder) == []
-    assert install.pull(CATALOGUE["small"]) == folder
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +359,8 @@ def test_the_pulled_model_restores_from_the_command_line(
         "face", tmp_path / "lq.png", "--ref", tmp_path / "ref0.png", "-o", out, "--model", "refldm", "--steps", "2"
     )
     assert restored.code == 0, restored.stderr
-    assert Image.open(out).size == (128, 128)
+    with Image.open(out) as image:
+        assert image.size == (128, 128)
 
 
 def test_a_disk_that_is_full_for_the_imported_model_is_said(

@@ -40,20 +40,25 @@ class PublishedConfig:
     scheduler: Mapping[str, Any]
 
 
-PUBLISHED = PublishedConfig(UNET_CONFIGS["refldm"], AUTOENCODER_CONFIGS["refldm"], {})
+PUBLISHED = PublishedConfig(UNET_CONFIGS["published"], AUTOENCODER_CONFIGS["published"], {})
 
 
 def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) -> Path:
     """Turn published checkpoints into a folder that ``ReFLDMPipeline.from_pretrained`` loads.
 
-    :param checkpoint: the denoiser's, flat or under ``state_dict``; EMA weights are taken where there are any.
-    :param vqgan: the autoencoder's, likewise.
-    :param config: YAML in the published format; None: the published model's configuration.
-    :param to: folder to make; it appears whole or not at all.
-    :returns: ``to``.
-    :raises UsageError: ``to`` exists and is not an empty folder, or a file is not there.
-    :raises CheckpointError: a file is not what it should be.
-    :raises FacefixError: ``to`` cannot be written.
+    Args:
+        checkpoint: the denoiser's, flat or under ``state_dict``; EMA weights are taken where there are any.
+        vqgan: the autoencoder's, likewise.
+        config: YAML in the published format; None: the published model's configuration.
+        to: folder to make; it appears whole or not at all.
+
+    Returns:
+        ``to``.
+
+    Raises:
+        UsageError: ``to`` exists and is not an empty folder, or a file is not there.
+        CheckpointError: a file is not what it should be.
+        FacefixError: ``to`` cannot be written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found something there; choose another --to")
@@ -69,9 +74,12 @@ def import_refldm(checkpoint: Path, vqgan: Path, config: Path | None, to: Path) 
 def convert_unet(published: StateDict, config: Mapping[str, Any], *, source: str = "checkpoint") -> UNet2DModel:
     """The denoiser of a published state dict: its EMA weights, or the raw ones where it has none.
 
-    :param config: arguments of ``UNet2DModel``.
-    :param source: the file's name, for messages.
-    :raises CheckpointError: weights are missing or have other shapes.
+    Args:
+        config: arguments of ``UNet2DModel``.
+        source: the file's name, for messages.
+
+    Raises:
+        CheckpointError: weights are missing or have other shapes.
     """
     raw, ema = "model.diffusion_model.", "model_ema.diffusion_model"
     weights: StateDict = {}
@@ -101,9 +109,12 @@ def convert_unet(published: StateDict, config: Mapping[str, Any], *, source: str
 def convert_vqgan(published: StateDict, config: Mapping[str, Any], *, source: str = "checkpoint") -> VQModel:
     """The autoencoder of a published state dict.
 
-    :param config: arguments of ``VQModel``.
-    :param source: the file's name, for messages.
-    :raises CheckpointError: weights are missing or have other shapes.
+    Args:
+        config: arguments of ``VQModel``.
+        source: the file's name, for messages.
+
+    Raises:
+        CheckpointError: weights are missing or have other shapes.
     """
     # a denoiser's checkpoint carries the same autoencoder as first_stage_model
     nested = "first_stage_model."
@@ -120,8 +131,9 @@ def convert_vqgan(published: StateDict, config: Mapping[str, Any], *, source: st
 def read_published_config(path: Path) -> PublishedConfig:
     """The configuration of a model from a YAML in the published format (refldm.yaml).
 
-    :raises UsageError: the file is not there.
-    :raises CheckpointError: it is not such a YAML; the message names the key.
+    Raises:
+        UsageError: the file is not there.
+        CheckpointError: it is not such a YAML; the message names the key.
     """
     if not path.is_file():
         raise UsageError(f"{path}: expected a YAML file, found {'a folder' if path.is_dir() else 'nothing'}")

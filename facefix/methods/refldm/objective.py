@@ -39,7 +39,8 @@ class DenoisingObjective:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch, with gradient, and its parts.
 
-        :param progress: fraction of the run that is over; losses on decoded pictures begin at ``decoded.after``.
+        Args:
+            progress: fraction of the run that is over; losses on decoded pictures begin at ``decoded.after``.
         """
         lq, base = self._conditions(batch, generator)
         clean = (batch.good - base if self.settings.residual else batch.good) / self.latent_scale

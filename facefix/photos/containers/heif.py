@@ -245,7 +245,7 @@ def _matrix_reason(name: str, details: _Details) -> str | None:
 def _heif_image(data: bytes) -> Image.Image:
     from pillow_heif import HeifImageFile
 
-    image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    image: Image.Image = HeifImageFile(io.BytesIO(data))
     return image
 
 

@@ -237,7 +237,7 @@ def _picture_only(source: Source) -> bytes:
 
 
 def _decode_16bit(source: Source) -> NDArray[np.uint16]:
-    """(H, W, C)"""
+    """(H, W, C) samples."""
     details: _Details = source.details
     decoded = imagecodecs.png_decode(_picture_only(source))
     expected = (source.size[1], source.size[0], _CHANNELS[details.colour])

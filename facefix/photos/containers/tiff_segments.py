@@ -80,7 +80,7 @@ class Geometry:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the samples in memory"""
+        """Type of the samples in memory."""
         return np.dtype(np.uint16 if self.bits == 16 else np.uint8)
 
     def check(self) -> None:

@@ -1,6 +1,6 @@
-"""What is needed of an EXIF block: orientation and time, and the picture's size put right after enlarging.
+r"""What is needed of an EXIF block: orientation and time, and the picture's size put right after enlarging.
 
-EXIF 2.32 (CIPA DC-008-2019). A block is the TIFF structure without the ``Exif\\0\\0`` that JPEG puts before it. What
+EXIF 2.32 (CIPA DC-008-2019). A block is the TIFF structure without the ``Exif\0\0`` that JPEG puts before it. What
 is damaged in it counts as missing: a photo is not refused for its metadata.
 """
 

@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def offset_format(self) -> str:
-        """struct format of an offset"""
+        """The format of an offset, as ``struct`` has it."""
         return "Q" if self.big else "I"
 
     @property

@@ -155,8 +155,7 @@ def _plausible(regions: Sequence[tuple[str, Box]]) -> list[NamedRegion]:
 
 
 def _property(element: etree._Element, namespace: str, key: str) -> str | None:
-    """An XMP simple property, written as attribute or as child element, on the element or on the
-    ``rdf:Description`` inside it."""
+    """An XMP simple property, on the element or on the ``rdf:Description`` inside it; an attribute or a child."""
     for holder in (element, *element.findall(f"{{{RDF}}}Description")):
         text = _property_here(holder, namespace, key)
         if text:

@@ -180,7 +180,7 @@ def test_bf16_stays_close(
     pipeline: ReFLDMPipeline, arrays: dict[str, np.ndarray], lq: torch.Tensor, tmp_path: Path
 ) -> None:
     pipeline.save_pretrained(tmp_path)
-    half = quiet(ReFLDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16))
+    half = quiet(ReFLDMPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16))
     references = torch.cat([golden.image(arrays[f"ref{i}_u8"]) for i in range(3)])
     cache = half.encode_references(references)
     assert cache.dtype == torch.bfloat16

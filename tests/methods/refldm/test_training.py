@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from skimage import data
 
 from facefix.errors import UsageError
+from facefix.methods.guided.training import train_guided
 from facefix.methods.refldm.objective import pool
 from facefix.methods.refldm.pipeline import ReFLDMPipeline
 from facefix.methods.refldm.training import DenoiserTask, train_denoiser
@@ -94,10 +95,11 @@ def test_trains_20_steps_and_a_killed_run_goes_on_to_the_same_state(material: Pa
         assert torch.equal(first, second)
     assert [row["loss"] for row in rows(tmp_path / "legs" / "losses.csv")] == [row["loss"] for row in log]
 
-    pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "whole" / "model", torch_dtype=torch.float32)
+    pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "whole" / "model", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     face = Image.open(material / "faces" / "0.png").resize((512, 512))
-    assert pipeline(face, pipeline.encode_references(face), num_inference_steps=2).images[0].size == (512, 512)
+    face = face.resize((pipeline.crop_size, pipeline.crop_size))
+    assert pipeline(face, pipeline.encode_references(face), num_inference_steps=2).images[0].size == face.size
 
 
 def test_references_have_a_gradient_and_change_the_loss(material: Path, tmp_path: Path) -> None:
@@ -149,10 +151,15 @@ def test_small_compute_objectives_train(material: Path, tmp_path: Path, residual
     machine = config.machine.model_copy(update={"dtype": "bf16"})
     schedule = config.schedule.model_copy(update={"steps": 3})
     config = config.model_copy(update={"schedule": schedule, "machine": machine})
-    assert train_denoiser(config).step == 3
+    if residual:
+        with pytest.raises(UsageError, match="facefix train guided"):
+            train_denoiser(config)
+    assert (train_guided if residual else train_denoiser)(config).step == 3
     assert {"decoded_l1", "perceptual"} <= rows(tmp_path / "run" / "losses.csv")[-1].keys()
     index = ReFLDMPipeline.load_config(tmp_path / "run" / "model")
-    assert index["residual"] is residual
+    assert (index["_class_name"], index.get("residual", False)) == (
+        ("GuidedPipeline", True) if residual else ("ReFLDMPipeline", False)
+    )
 
 
 def guided(material: Path, run: Path, **changes: Any) -> DenoiserTraining:
@@ -167,7 +174,7 @@ def guided(material: Path, run: Path, **changes: Any) -> DenoiserTraining:
 
 
 def test_a_guided_denoiser_trains_and_its_pipeline_looks_at_the_guide(material: Path, tmp_path: Path) -> None:
-    train_denoiser(guided(material, tmp_path / "run"))
+    train_guided(guided(material, tmp_path / "run"))
     assert {"right", "wrong", "none"} <= set(rows(tmp_path / "run" / "held_out.csv")[-1])
     pipeline = ReFLDMPipeline.from_pretrained(tmp_path / "run" / "model")
     assert pipeline.unet.config.in_channels == 24

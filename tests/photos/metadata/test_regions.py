@@ -160,5 +160,6 @@ def test_regions_written_by_exiftool(tmp_path: Path) -> None:
         "Unit=normalized},Name=Jane Doe,Type=Face}]}"
     )
     subprocess.run(["exiftool", "-q", info, str(path)], check=True)
-    packet = Image.open(path).info["xmp"]
+    with Image.open(path) as image:
+        packet = image.info["xmp"]
     assert boxes(read_regions(packet, (200, 100))) == {"Jane Doe": pytest.approx((90, 40, 110, 60))}
