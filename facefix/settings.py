@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     exclude: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="shell patterns of names or paths left out of the scan"
     )
+    strict_input: bool = Field(False, description="a photo that cannot be read has failed, and is not copied")
+    mtime: Literal["original", "now"] = Field(
+        "original", description="date of outputs: the photo's, or the time of writing"
+    )
     max_pixels: int = Field(200_000_000, ge=1, description="larger photos are refused before they are decoded")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from facefix.errors import FacefixError, PhotoError, UsageError
 from facefix.files import atomic
+from facefix.files.dates import output_mtime_ns
 from facefix.files.names import printable
-from facefix.photos import colour, raster
+from facefix.photos import agreement, colour, raster
 from facefix.photos import orientation as turning
 from facefix.photos.containers import bmp, heif, jpeg, png, raw, tiff, webp
 from facefix.photos.containers.base import Container, Source
@@ -149,24 +150,33 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def write_photo(
-    photo: Photo, regions: Sequence[Region], target: Path, *, scale: int = 1, extra_xmp: bytes | None = None
+    photo: Photo,
+    regions: Sequence[Region],
+    target: Path,
+    *,
+    scale: int = 1,
+    extra_xmp: bytes | None = None,
+    dated_now: bool = False,
 ) -> Written:
     """Write ``photo`` with ``regions`` changed to ``target``; later regions lie over earlier ones.
 
     Format, mode, bit depth, compression, JPEG tables and subsampling, orientation and metadata are the source's. Where
     no region lies, lossless formats keep their samples bit for bit. ``scale`` enlarges the whole photo, and the regions
     are made for the same scale. ``extra_xmp`` is a whole XMP packet that takes the place of the photo's own. The file
-    is decoded again before it takes its name. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
+    is decoded again before it takes its name. Its date is the photo's, as `files.dates` has it, or with ``dated_now``
+    the time of writing. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
     _check_regions(photo, regions, scale)
     with _naming(target, "cannot be encoded"):
         changes = [_as_stored(photo, region) for region in regions]
         changed = raster.apply_changes(stored_raster(photo, scale), changes, photo.carrier.profile)
-    return write_raster(photo, changed, target, extra_xmp=extra_xmp)
+    return write_raster(photo, changed, target, extra_xmp=extra_xmp, dated_now=dated_now)
 
 
-def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: bytes | None = None) -> Written:
+def write_raster(
+    photo: Photo, changed: Raster, target: Path, *, extra_xmp: bytes | None = None, dated_now: bool = False
+) -> Written:
     """Write ``photo`` with other stored samples to ``target``; everything else as :func:`write_photo` does it."""
     if photo.copy_reason is not None:
         raise PhotoError(f"{printable(photo.path)}: can only be copied: {photo.copy_reason}")
@@ -175,8 +185,10 @@ def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: byte
     with _naming(target, "cannot be encoded"):
         encoded = container.encode(source, changed, extra_xmp)
     verify = functools.partial(_verify, target, photo, changed, container.is_lossless(source))
-    atomic.write_bytes(encoded.data, target, like=photo.carrier.status, verify=verify)
-    return Written(target, hashlib.sha256(encoded.data).hexdigest(), encoded.notes)
+    digest, status = hashlib.sha256(encoded.data).hexdigest(), photo.carrier.status
+    date = output_mtime_ns(target, len(encoded.data), digest, status, now=dated_now)
+    atomic.write_bytes(encoded.data, target, like=status, mtime_ns=date, verify=verify)
+    return Written(target, digest, encoded.notes)
 
 
 def stored_raster(photo: Photo, scale: int = 1) -> Raster:
@@ -201,6 +213,9 @@ def copy_photo(source: Path | str | os.PathLike[str], target: Path) -> str:
     """Copy a photo byte for byte, checked and atomic; return its sha256. Raises PhotoError."""
     return atomic.copy_bytes(Path(source), target)
 
+
+_KEEPS_EXIF = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF")
+"""Formats that carry EXIF as a block of bytes."""
 
 _CONTAINERS: dict[str, Container] = {
     "JPEG": jpeg,
@@ -305,6 +320,23 @@ def _verify(target: Path, photo: Photo, expected: Raster, exact: bool, temporary
             raise ValueError("its samples differ from what was to be written")
         if not exact and _mean_distance(written, expected) > _LOSSY_TOLERANCE:
             raise ValueError("its picture is far from what was to be written")
+        if photo.format != "RAW":
+            _check_kept(photo, source, expected.size)
+            agreement.check(photo.carrier.source, data, stored_raster(photo), written)
+
+
+def _check_kept(photo: Photo, written: Source, size: tuple[int, int]) -> None:
+    """What describes the picture is as in the source. Raises ValueError."""
+    source = photo.carrier.source
+    is_same_size = size == source.size
+    for name, before, after in (
+        ("colour profile", source.icc, written.icc),
+        ("orientation", photo.orientation, _orientation(written)),
+        ("number of pictures", source.frames, written.frames),
+        ("EXIF", source.exif, written.exif if is_same_size and source.format in _KEEPS_EXIF else source.exif),
+    ):
+        if before != after:
+            raise ValueError(f"its {name} is not the source's")
 
 
 def _mean_distance(one: Raster, other: Raster) -> float:

@@ -176,12 +176,13 @@ class Run:
             self.options.progress.problem(f"{printable(skipped.path)}: {skipped.reason}")
         for portrait in self._unreadable_portraits(found):
             self.options.progress.problem(f"portrait {portrait.reason}")
-        for problem in (*work.problems, *found.unreadable_photos):
+        finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
+        for problem in work.problems:
             yield Done(PhotoOutcome(problem.relative, problem.path, "failed", problem.reason))
+        yield from self._take_over_unreadable(work, found, finisher)
         if not plan.tasks or self.options.stop:
             return
         self.ledger.records.start((task.photo.relative, task.photo.path) for task in plan.tasks)
-        finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
         yield from self._pass_on([task for task in plan.tasks if not task.faces], finisher)
         to_restore = [task for task in plan.tasks if task.faces]
         if to_restore and not self.options.stop:
@@ -264,6 +265,24 @@ class Run:
             progress.advance()
         self.ledger.commit()
         return why
+
+    def _take_over_unreadable(self, work: Work, found: Found, finisher: Finisher) -> Iterator[Done]:
+        """Files in which no photo can be read: copied, so that the output is whole; named once, not every night."""
+        wanted = {photo.path for photo in (*work.pending, *work.stale)}
+        known = self.ledger.records.done()
+        for problem in found.unreadable_photos:
+            if problem.path not in wanted:
+                continue
+            if self.settings.strict_input:
+                yield Done(PhotoOutcome(problem.relative, problem.path, "failed", problem.reason))
+                continue
+            photo, sha256 = ScannedPhoto(problem.path, problem.relative), work.digests[problem.path]
+            row = known.get(problem.relative)
+            is_known = row is not None and row.sha256 == sha256 and row.status in ("copied", "left")
+            outcome = finisher.copy_unreadable(photo, sha256, problem.reason, f"{self.recipe}.")
+            if outcome.status != "failed" and not is_known:
+                self.options.progress.problem(f"{problem.reason}; {outcome.status} as it is")
+            yield Done(outcome)
 
     def _pass_on(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[Done]:
         """Photos in which no face is to be restored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fnmatch
 import os
@@ -81,8 +82,10 @@ def output_path(photo: ScannedPhoto, output: Path, *, raw_suffix: str | None = N
 def read_list(data: bytes, *, nul: bool = False) -> Iterator[Path]:
     """The paths in ``data``, one a line, or ended by NUL bytes when ``nul``; empty ones are left out.
 
-    Bytes that are not UTF-8 are kept as Python's file functions expect them (surrogateescape).
+    A byte order mark before the first line, as Windows editors write it, is no part of a name. Bytes that are not UTF-8
+    are kept as Python's file functions expect them (surrogateescape).
     """
+    data = data if nul else data.removeprefix(codecs.BOM_UTF8)
     for name in data.split(b"\0") if nul else data.splitlines():
         if name:
             yield Path(os.fsdecode(name))

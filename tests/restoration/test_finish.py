@@ -104,7 +104,8 @@ def test_photos_without_faces_are_copied_enlarged_or_left(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     assert finisher(tmp_path).pass_on(task).status == "copied"
     enlarged = finisher(tmp_path, upscale=2).pass_on(replace(task, scale=2))
-    assert enlarged.status == "enlarged" and Image.open(tmp_path / "out" / "a.png").size == (800, 400)
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert (enlarged.status, image.size) == ("enlarged", (800, 400))
     animated = replace(task, found=replace(task.found, copy_reason="animated PNG with 2 frames"))
     outcome = finisher(tmp_path, upscale=2).pass_on(animated)
     assert (outcome.status, outcome.reason) == ("copied", "animated PNG with 2 frames")
@@ -116,6 +117,20 @@ def test_a_photo_that_changed_meanwhile_is_not_copied(tmp_path: Path) -> None:
     outcome = finisher(tmp_path).pass_on(task)
     assert outcome.status == "failed" and "changed while the run went on" in outcome.reason
     assert not (tmp_path / "out" / "a.png").exists()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_cannot_be_written_is_copied_with_the_reason(
+    tmp_path: Path, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that other readers would not see as it was written keeps its bytes."""
+    monkeypatch.setattr("facefix.photos.agreement._shows", lambda data, mode, raster: data == original)
+    task = replace(task_of(tmp_path, "ann"), faces=(), scale=2)
+    original = task.photo.path.read_bytes()
+    outcome = finisher(tmp_path, upscale=2, strict_input=strict).pass_on(task)
+    assert outcome.status == ("failed" if strict else "copied") and "another reader" in outcome.reason
+    target = tmp_path / "out" / "a.png"
+    assert not target.exists() if strict else target.read_bytes() == original
 
 
 def test_only_a_disk_that_fails_ends_the_run(tmp_path: Path) -> None:

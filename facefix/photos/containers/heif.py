@@ -1,7 +1,7 @@
 """HEIC and AVIF: only the coded picture is replaced; every other box, item and property stays as it is.
 
-ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif, AVIF through Pillow and imagecodecs, with 8, 10
-or 12 bits a sample and the chroma subsampling and colour matrix of the source. A picture made of tiles stays one.
+ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1. HEIC through pillow-heif, AVIF through Pillow and imagecodecs, with
+8, 10 or 12 bits a sample and the chroma subsampling and colour matrix of the source. A picture made of tiles stays one.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """width and height as coded"""
+        """Width and height as coded."""
         found = property_of(self.meta, self.meta.primary, b"ispe")
         if found is None:
             raise ValueError("the picture has no size (ispe)")

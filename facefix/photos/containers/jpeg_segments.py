@@ -33,6 +33,8 @@ _STEREO_OR_PANORAMA = frozenset({0x020001, 0x020002, 0x020003})
 
 @dataclass(frozen=True, slots=True)
 class Segment:
+    """One marker segment, and where it stands in the file."""
+
     marker: int
     payload: bytes
     start: int
@@ -76,6 +78,7 @@ def parse(data: bytes) -> tuple[list[Segment], int]:
 
 
 def payload_of(segments: tuple[Segment, ...], marker: int, prefix: bytes) -> bytes | None:
+    """What follows ``prefix`` in the first segment of that marker that begins with it."""
     for segment in segments:
         if segment.marker == marker and segment.payload.startswith(prefix):
             return segment.payload[len(prefix) :]
@@ -94,10 +97,12 @@ def icc_profile(segments: tuple[Segment, ...]) -> bytes | None:
 
 
 def is_adobe(segment: Segment) -> bool:
+    """Whether it is the segment by which Adobe's programs say how colours are coded."""
     return segment.marker == APP14 and segment.payload.startswith(b"Adobe") and len(segment.payload) >= 12
 
 
 def adobe_transform(segments: Sequence[Segment]) -> int | None:
+    """The colour transform that Adobe's segment names: 0 none, 1 YCbCr, 2 YCCK."""
     return next((segment.payload[11] for segment in segments if is_adobe(segment)), None)
 
 
@@ -110,6 +115,7 @@ def with_adobe_transform_of(segment: Segment, fresh: list[Segment]) -> Segment:
 
 
 def with_exif_size(segment: Segment, size: tuple[int, int]) -> Segment:
+    """An EXIF segment with the picture's new size; any other as it is."""
     if segment.marker != APP1 or not segment.payload.startswith(EXIF):
         return segment
     return replace(segment, payload=EXIF + exif_block.with_size(segment.payload[len(EXIF) :], *size))

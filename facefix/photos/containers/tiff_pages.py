@@ -48,7 +48,7 @@ class _Picture:
 
     @property
     def longer_side(self) -> int:
-        """px"""
+        """In pixels."""
         return max(self.width, self.height)
 
 
