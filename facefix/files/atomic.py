@@ -42,7 +42,8 @@ def write_bytes(
     """Put ``data`` at ``target``, replacing what is there; folders on the way are made.
 
     ``like`` gives permissions and modification time; ``mtime_ns`` gives another time. ``verify`` is called with
-    the temporary file before it takes the name, and raises to prevent that. What can be made again need not be ``durable``: then the disk is not waited for.
+    the temporary file before it takes the name, and raises to prevent that. What can be made again need not be
+    ``durable``: then the disk is not waited for.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
     with replacing(target, like=like, mtime_ns=mtime_ns, durable=durable) as temporary:

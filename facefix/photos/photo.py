@@ -28,6 +28,7 @@ from facefix.photos.containers import bmp, heif, jpeg, png, raw, tiff, webp
 from facefix.photos.containers.base import Container, Source
 from facefix.photos.formats import RAW_SUFFIXES, missing_extra, sniff
 from facefix.photos.metadata import exif
+from facefix.photos.metadata.scaled import scaled_packet
 from facefix.photos.raster import Change, Raster
 from facefix.photos.region import Region, picture_part
 
@@ -171,6 +172,8 @@ def write_photo(
     with _naming(target, "cannot be encoded"):
         changes = [_as_stored(photo, region) for region in regions]
         changed = raster.apply_changes(stored_raster(photo, scale), changes, photo.carrier.profile)
+    if scale != 1:
+        extra_xmp = _scaled_xmp(extra_xmp if extra_xmp is not None else photo.xmp, scale)
     return write_raster(photo, changed, target, extra_xmp=extra_xmp, dated_now=dated_now)
 
 
@@ -262,6 +265,14 @@ def _container_for(path: Path, data: bytes) -> Container:
     if kind is None:
         raise PhotoError(f"{printable(path)}: expected a photo (JPEG, PNG, TIFF, WebP, BMP ...), found another format")
     return _CONTAINERS[kind]
+
+
+def _scaled_xmp(packet: bytes | None, scale: int) -> bytes | None:
+    """A packet with what counts in pixels multiplied; as it is where it cannot be understood."""
+    try:
+        return scaled_packet(packet, scale) if packet else packet
+    except PhotoError:
+        return packet
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:

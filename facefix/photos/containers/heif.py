@@ -71,7 +71,7 @@ class _Boxed(abc.ABC):
         coded = self._tiles(details, colours, scale)
         contents = {}
         if scale != 1:
-            contents = _scaled_exif(source, raster)
+            contents = _scaled_exif(source, raster, scale)
             if picture.alpha is not None:
                 coded |= self._alpha(details, raster)
         return Encoded(heif_replace.replaced(picture, coded, contents, xmp, scale))
@@ -306,14 +306,14 @@ def _of_size(coded: Coded, size: tuple[int, int]) -> Coded:
     return coded
 
 
-def _scaled_exif(source: Source, raster: Raster) -> dict[int, bytes]:
+def _scaled_exif(source: Source, raster: Raster, scale: int) -> dict[int, bytes]:
     """The Exif item with the picture's new size."""
     picture: Picture = source.details.picture
     if picture.exif_item is None or source.exif is None:
         return {}
     whole = picture.content(picture.exif_item)
     start = heif_items.exif_start(whole)
-    return {picture.exif_item: whole[:start] + exif_block.with_size(source.exif, *raster.size)}
+    return {picture.exif_item: whole[:start] + exif_block.with_size(source.exif, *raster.size, scale)}
 
 
 def _avif_details(picture: Picture) -> _Details:

@@ -133,7 +133,7 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     first_table = next(segment.start for segment in segments if segment.marker not in METADATA)
     kept = tuple(with_adobe_transform_of(segment, segments) for segment in details.metadata)
     if raster.size != source.size:
-        kept = tuple(with_exif_size(segment, raster.size) for segment in kept)
+        kept = tuple(with_exif_size(segment, raster.size, raster.size[0] // source.size[0]) for segment in kept)
     if xmp is not None:
         kept, note = with_xmp(kept, xmp)
         notes += note

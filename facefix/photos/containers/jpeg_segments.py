@@ -114,11 +114,11 @@ def with_adobe_transform_of(segment: Segment, fresh: list[Segment]) -> Segment:
     return replace(segment, payload=segment.payload[:11] + bytes([transform]) + segment.payload[12:])
 
 
-def with_exif_size(segment: Segment, size: tuple[int, int]) -> Segment:
-    """An EXIF segment with the picture's new size; any other as it is."""
+def with_exif_size(segment: Segment, size: tuple[int, int], scale: int) -> Segment:
+    """An EXIF segment with the picture's new size, ``scale`` times as wide; any other as it is."""
     if segment.marker != APP1 or not segment.payload.startswith(EXIF):
         return segment
-    return replace(segment, payload=EXIF + exif_block.with_size(segment.payload[len(EXIF) :], *size))
+    return replace(segment, payload=EXIF + exif_block.with_size(segment.payload[len(EXIF) :], *size, scale))
 
 
 def with_xmp(segments: tuple[Segment, ...], xmp: bytes) -> tuple[tuple[Segment, ...], tuple[str, ...]]:

@@ -120,7 +120,11 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         elif chunk.kind == b"IHDR" and raster.size != source.size:
             parts.append(_Chunk(b"IHDR", struct.pack(">II", *raster.size) + chunk.data[8:]).write())
         elif chunk.kind == b"eXIf" and raster.size != source.size:
-            parts.append(_Chunk(b"eXIf", exif_block.with_size(chunk.data, *raster.size)).write())
+            parts.append(
+                _Chunk(
+                    b"eXIf", exif_block.with_size(chunk.data, *raster.size, raster.size[0] // source.size[0])
+                ).write()
+            )
         else:
             parts.append(chunk.write())
     return Encoded(b"".join(parts) + details.tail)

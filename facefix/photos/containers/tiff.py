@@ -108,7 +108,7 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     layout, at = ifd.header(source.data)
     patch = tiff_patch.Patch(source.data, details.directory, tiff_pages.named_places(source.data, layout, at))
     if raster.size != source.size:
-        patch.replace_bytes(exif_block.with_size(source.data, *raster.size))
+        patch.replace_bytes(exif_block.with_size(source.data, *raster.size, raster.size[0] // source.size[0]))
         geometry = geometry.resized(*raster.size)
         geometry = geometry.as_one_strip() if geometry.is_fax else geometry
         patch.set(_WIDTH, [raster.size[0]])

@@ -117,7 +117,15 @@ def _kept_chunks(
             replaced = True
         elif kind == b"EXIF" and raster.size != source.size:
             prefix = b"Exif\0\0" if payload.startswith(b"Exif\0\0") else b""
-            result.append((kind, prefix + exif_block.with_size(payload.removeprefix(prefix), *raster.size)))
+            result.append(
+                (
+                    kind,
+                    prefix
+                    + exif_block.with_size(
+                        payload.removeprefix(prefix), *raster.size, raster.size[0] // source.size[0]
+                    ),
+                )
+            )
         elif kind == b"VP8X":
             result.append((kind, payload[:4] + _canvas(raster.size)))
         elif not (kind == b"XMP " and xmp is not None):

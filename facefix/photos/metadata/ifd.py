@@ -19,6 +19,8 @@ _LARGEST_TYPE = 8
 
 _INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
+_RATIONAL, _SIGNED_RATIONAL = 5, 10
+
 _MOST_ENTRIES = 4096
 """More entries than this are taken for damage."""
 
@@ -154,6 +156,28 @@ def put_integer(block: bytearray, found: Directory, tag: int, value: int) -> boo
         struct.pack_into(found.layout.order + _INTEGER_FORMATS[entry.type], block, entry.value_at, value)
     except struct.error:
         return False
+    return True
+
+
+def multiply(block: bytearray, found: Directory, tag: int, factor: int) -> bool:
+    """Multiply the whole numbers or fractions of ``tag`` where they lie; False when it is missing or one is too large.
+
+    Of a fraction the numerator is multiplied.
+    """
+    entry = found.entries.get(tag)
+    is_fraction = entry is not None and entry.type in (_RATIONAL, _SIGNED_RATIONAL)
+    if entry is None or (entry.type not in _INTEGER_FORMATS and not is_fraction):
+        return False
+    code = ("I" if entry.type == _RATIONAL else "i") * 2 if is_fraction else _INTEGER_FORMATS[entry.type]
+    form = found.layout.order + code * entry.count
+    values = list(struct.unpack_from(form, block, entry.value_at))
+    step = 2 if is_fraction else 1
+    values[::step] = [value * factor for value in values[::step]]
+    try:
+        packed = struct.pack(form, *values)
+    except struct.error:
+        return False
+    block[entry.value_at : entry.value_at + len(packed)] = packed
     return True
 
 
