@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     if_exists: Literal["skip", "overwrite", "fail"] = Field(
         "skip", description="what to do with a file in the output folder that is not known to be ours"
     )
+    copy_others: bool = Field(False, description="also copy files that are no photos: films, sidecars, other formats")
+    prune: Literal["count", "list", "remove"] = Field(
+        "count", description="outputs whose photos are gone: count them, list them, or remove those as written"
+    )
     recursive: bool = Field(True, description="look into folders inside folders")
     exclude: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="shell patterns of names or paths left out of the scan"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 OF_THE_FILE = {"SourceFile", "System:Directory", "System:FileName", "System:FileSize"}
-OF_THE_FILE |= {"System:FileAccessDate", "System:FileInodeChangeDate"}
+OF_THE_FILE |= {"System:FileAccessDate", "System:FileInodeChangeDate", "System:FileModifyDate"}
 
 OF_THE_PICTURE = {
     ".tif": {"StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts", "RowsPerStrip"},

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "output", "refs", "refs_from", "max_references", "faces", "min_face", "restore", "no_ref", "model", "steps",
-    "guidance", "sampler", "seed", "strength", "upscale", "raw_format", "only_changed", "if_exists", "recursive",
-    "exclude", "max_pixels", "strict_input", "mtime", "device", "dtype", "batch_size", "threads", "cache_mib", "wait",
-    "report", "strict",
+    "guidance", "sampler", "seed", "strength", "upscale", "raw_format", "only_changed", "if_exists", "copy_others",
+    "prune", "recursive", "exclude", "max_pixels", "strict_input", "mtime", "device", "dtype", "batch_size",
+    "threads", "cache_mib", "wait", "report", "strict",
 )  # fmt: skip
 
 

@@ -35,9 +35,17 @@ def restore_album(request: Request, settings: Settings, options: Options | None 
         tally = Tally.of(run.recorded(run.restore(plan, work, found)))
         _write_report(run, changed=bool(tally.statuses) or renamed > 0)
         summary = run.summary(work, found, people, plan, tally)
+        summary = _with_housekeeping(run, summary)
         summary = replace(summary, seconds=time.perf_counter() - start)
         run.close_books(summary)
         return summary
+
+
+def _with_housekeeping(run: Run, summary: Summary) -> Summary:
+    """Mirror what is no photo, look for outputs whose photos are gone, and say so in the summary."""
+    mirrored, (gone, pruned) = run.mirror_others(), run.prune()
+    problems = (*summary.problems, *(mirrored.problems if mirrored is not None else ()))
+    return replace(summary, mirrored=mirrored, orphans=gone, pruned=pruned, problems=problems)
 
 
 def _write_report(run: Run, *, changed: bool) -> None:

@@ -191,7 +191,8 @@ def write_raster(
     digest, status = hashlib.sha256(encoded.data).hexdigest(), photo.carrier.status
     date = output_mtime_ns(target, len(encoded.data), digest, status, now=dated_now)
     atomic.write_bytes(encoded.data, target, like=status, mtime_ns=date, verify=verify)
-    return Written(target, digest, encoded.notes)
+    notes = (*encoded.notes, _MANIFEST_NOTE) if _MANIFEST in encoded.data else encoded.notes
+    return Written(target, digest, notes)
 
 
 def stored_raster(photo: Photo, scale: int = 1) -> Raster:
@@ -216,6 +217,11 @@ def copy_photo(source: Path | str | os.PathLike[str], target: Path) -> str:
     """Copy a photo byte for byte, checked and atomic; return its sha256. Raises PhotoError."""
     return atomic.copy_bytes(Path(source), target)
 
+
+_MANIFEST = b"jumdc2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+"""How a C2PA manifest store begins in every format (C2PA Specification 2.1, section 11.1.4: JUMBF description box)."""
+
+_MANIFEST_NOTE = "its C2PA manifest (Content Credentials) is kept but no longer fits the picture: checks will say so"
 
 _KEEPS_EXIF = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF")
 """Formats that carry EXIF as a block of bytes."""

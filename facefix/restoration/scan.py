@@ -16,6 +16,11 @@ from facefix.files.names import printable
 from facefix.outputs.folder import OUTPUT_MARKER, REPORT_FOLDER
 from facefix.photos.formats import OPTIONAL_SUFFIXES, RAW_SUFFIXES, SUFFIXES, missing_extra
 
+_NO_PHOTO = "not a photo by its name"
+
+_PREVIEW_FOLDERS = ("@eaDir", ".thumbnails", ".picasaoriginals", "*.lrdata", "__MACOSX")
+"""Folders that Synology, desktops, Picasa, Lightroom and archives of macOS keep small copies or resources in."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScannedPhoto:
@@ -33,6 +38,8 @@ class Skipped:
     reason: str
     failed: bool = False
     """it was to be looked into, and could not be: there may be photos in it"""
+    relative: Path | None = None
+    """place in the output tree of a file that is left out only because it is no photo"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +202,8 @@ class _Walk:
         """Whether to look into ``folder``; the reason is noted if not."""
         if folder.name == REPORT_FOLDER:
             self._skip(folder, "report of an earlier run")
+        elif any(fnmatch.fnmatchcase(folder.name, pattern) for pattern in _PREVIEW_FOLDERS):
+            self._skip(folder, "thumbnails and previews of another program")
         elif folder.name.startswith("."):
             self._skip(folder, "hidden")
         elif not self._recursive:
@@ -224,7 +233,8 @@ class _Walk:
         if reason is None:
             self._photos.append(ScannedPhoto(path, relative))
         else:
-            self._skip(path, reason)
+            is_other = reason.startswith(_NO_PHOTO) and path.is_file()
+            self._skipped.append(Skipped(path, reason, relative=relative if is_other else None))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -242,7 +252,7 @@ def _why_no_photo(path: Path, *, explicit: bool) -> str | None:
     if suffix in OPTIONAL_SUFFIXES and (extra := missing_extra(suffix)) is not None:
         return f"{suffix} needs the extra facefix[{extra}], which is not installed"
     if suffix not in SUFFIXES and not explicit:
-        return f"not a photo by its name ({suffix or 'no suffix'})"
+        return f"{_NO_PHOTO} ({suffix or 'no suffix'})"
     try:
         mode = path.stat().st_mode
     except OSError as error:

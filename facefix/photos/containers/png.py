@@ -83,9 +83,16 @@ def open(data: bytes) -> Source:
         xmp=_xmp_packet(chunks),
         frames=frames,
         copy_reason=_why_not_written(chunks, frames),
-        notes=(note,) if note else (),
+        notes=(*((note,) if note else ()), *_hdr_notes(chunks)),
         details=_Details(depth, colour, bool(interlace), tuple(chunks), tail),
     )
+
+
+def _hdr_notes(chunks: list[_Chunk]) -> tuple[str, ...]:
+    """What a cICP chunk (PNG third edition, section 11.3.2.6) says of high dynamic range."""
+    found = _first(chunks, b"cICP") or b""
+    name = {16: "PQ", 18: "HLG"}.get(found[1]) if len(found) == 4 else None
+    return (f"high dynamic range ({name}): faces are looked at and restored as if it were sRGB",) if name else ()
 
 
 def decode(source: Source) -> Raster:
