@@ -72,9 +72,17 @@ class Settings(BaseSettings):
     if_exists: Literal["skip", "overwrite", "fail"] = Field(
         "skip", description="what to do with a file in the output folder that is not known to be ours"
     )
+    copy_others: bool = Field(False, description="also copy files that are no photos: films, sidecars, other formats")
+    prune: Literal["count", "list", "remove"] = Field(
+        "count", description="outputs whose photos are gone: count them, list them, or remove those as written"
+    )
     recursive: bool = Field(True, description="look into folders inside folders")
     exclude: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="shell patterns of names or paths left out of the scan"
+    )
+    strict_input: bool = Field(False, description="a photo that cannot be read has failed, and is not copied")
+    mtime: Literal["original", "now"] = Field(
+        "original", description="date of outputs: the photo's, or the time of writing"
     )
     max_pixels: int = Field(200_000_000, ge=1, description="larger photos are refused before they are decoded")
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 OF_THE_FILE = {"SourceFile", "System:Directory", "System:FileName", "System:FileSize"}
-OF_THE_FILE |= {"System:FileAccessDate", "System:FileInodeChangeDate"}
+OF_THE_FILE |= {"System:FileAccessDate", "System:FileInodeChangeDate", "System:FileModifyDate"}
 
 OF_THE_PICTURE = {
     ".tif": {"StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts", "RowsPerStrip"},
-    ".avif": {"MediaDataSize", "MediaData"},
-    ".heic": {"MediaDataSize", "MediaData"},
+    ".avif": {"MediaDataSize", "MediaData", "MediaDataOffset"},
+    ".heic": {"MediaDataSize", "MediaData", "MediaDataOffset"},
     ".jpg": set[str](),
 }
 """Where the compressed picture lies and how long it is."""

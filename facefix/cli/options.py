@@ -23,6 +23,8 @@ _DECLARATIONS: dict[str, tuple[str, ...]] = {
     "recursive": ("--recursive/--no-recursive", "-r/-R"),
     "only_changed": ("--only-changed/--all-photos",),
     "strict": ("--strict/--no-strict",),
+    "copy_others": ("--copy-others/--photos-only",),
+    "strict_input": ("--strict-input/--no-strict-input",),
 }
 
 _METAVARS = {

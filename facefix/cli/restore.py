@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "output", "refs", "refs_from", "max_references", "faces", "min_face", "restore", "no_ref", "model", "steps",
-    "guidance", "sampler", "seed", "strength", "upscale", "raw_format", "only_changed", "if_exists", "recursive",
-    "exclude", "max_pixels", "device", "dtype", "batch_size", "threads", "cache_mib", "wait", "report", "strict",
+    "guidance", "sampler", "seed", "strength", "upscale", "raw_format", "only_changed", "if_exists", "copy_others",
+    "prune", "recursive", "exclude", "max_pixels", "strict_input", "mtime", "device", "dtype", "batch_size",
+    "threads", "cache_mib", "wait", "report", "strict",
 )  # fmt: skip
 
 
@@ -88,4 +89,4 @@ def _dry_run(request: Request, settings: Any, *, as_json: bool, as_jsonl: bool, 
             print_json(row, one_line=True)
     else:
         print("\n".join(survey.lines()))
-    return 3 if survey.problems else 0
+    return 3 if survey.work.problems or (settings.strict_input and survey.problems) else 0

@@ -35,16 +35,18 @@ def write_bytes(
     target: Path,
     *,
     like: os.stat_result | None = None,
+    mtime_ns: int | None = None,
     verify: Callable[[Path], None] | None = None,
     durable: bool = True,
 ) -> None:
     """Put ``data`` at ``target``, replacing what is there; folders on the way are made.
 
-    ``like`` gives permissions and modification time. ``verify`` is called with the temporary file before it takes the
-    name, and raises to prevent that. What can be made again need not be ``durable``: then the disk is not waited for.
+    ``like`` gives permissions and modification time; ``mtime_ns`` gives another time. ``verify`` is called with
+    the temporary file before it takes the name, and raises to prevent that. What can be made again need not be
+    ``durable``: then the disk is not waited for.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
-    with replacing(target, like=like, durable=durable) as temporary:
+    with replacing(target, like=like, mtime_ns=mtime_ns, durable=durable) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
         if verify is not None:
@@ -52,7 +54,9 @@ def write_bytes(
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, like: os.stat_result | None = None, durable: bool = True) -> Iterator[Path]:
+def replacing(
+    target: Path, *, like: os.stat_result | None = None, mtime_ns: int | None = None, durable: bool = True
+) -> Iterator[Path]:
     """Path of a new temporary file beside ``target`` that takes its name when the block ends without an exception.
 
     As :func:`write_bytes`, for writers that want a path.
@@ -63,7 +67,7 @@ def replacing(target: Path, *, like: os.stat_result | None = None, durable: bool
         open(temporary, "xb").close()
         yield temporary
         if durable or like is not None:
-            _sync(temporary, like)
+            _sync(temporary, like, mtime_ns)
         os.replace(temporary, target)
         if durable:
             _sync_folder(target.parent)
@@ -137,12 +141,12 @@ def remove_leftovers(folder: Path) -> int:
     return removed
 
 
-def _sync(path: Path, like: os.stat_result | None) -> None:
+def _sync(path: Path, like: os.stat_result | None, mtime_ns: int | None = None) -> None:
     """Give a file permissions and times of ``like``, readable by its owner in any case, and wait for the disk."""
     with open(path, "rb+") as file:
         if like is not None:
             os.chmod(path, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IRUSR)
-            os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+            os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns if mtime_ns is None else mtime_ns))
         os.fsync(file.fileno())
 
 

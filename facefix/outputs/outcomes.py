@@ -113,6 +113,8 @@ class PhotoOutcome:
     scale: int = 1
     notes: tuple[str, ...] = ()
     finished: float = field(default_factory=time.time)
+    target_sha256: str | None = None
+    """of the output as written"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +130,4 @@ class DoneRow:
     target: Path | None
     target_size: int | None
     target_mtime_ns: int | None
+    target_sha256: str | None = None

@@ -59,6 +59,13 @@ class Records:
         """What became of the faces of the photo at that place in the output tree."""
         return self._faces(path_key(relative))
 
+    def drop(self, photos: Iterable[Path]) -> None:
+        """Forget photos by place in the output tree, as if they had never been done."""
+        keys = [(path_key(photo),) for photo in photos]
+        with self._connection:
+            self._connection.executemany("DELETE FROM photos WHERE relative = ?", keys)
+            self._connection.executemany("DELETE FROM outcomes WHERE relative = ?", keys)
+
     def rename(self, names: Mapping[PlacedFace, str | None]) -> int:
         """Give faces other names; return how many changed."""
         changed = []

@@ -160,6 +160,7 @@ class PhotoRow:
     """JSON: list of text"""
     seconds: float | None
     finished: float | None
+    target_sha256: str | None
 
     @classmethod
     def of(cls, outcome: PhotoOutcome, portraits: str, written: os.stat_result | None) -> Self:
@@ -182,6 +183,7 @@ class PhotoRow:
             notes=json.dumps(outcome.notes),
             seconds=outcome.seconds,
             finished=outcome.finished,
+            target_sha256=outcome.target_sha256,
         )
 
     def outcome(self, faces: Iterable[FaceOutcome]) -> PhotoOutcome:
@@ -200,6 +202,7 @@ class PhotoRow:
             scale=self.scale or 1,
             notes=tuple(json.loads(self.notes or "[]")),
             finished=self.finished or 0.0,
+            target_sha256=self.target_sha256,
         )
 
     def done(self) -> DoneRow:
@@ -213,6 +216,7 @@ class PhotoRow:
             target=None if self.target is None else key_path(self.target),
             target_size=self.target_size,
             target_mtime_ns=self.target_mtime_ns,
+            target_sha256=self.target_sha256,
         )
 
 

@@ -41,7 +41,11 @@ def _m001_create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX outcomes_person ON outcomes (person)")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_m001_create_tables,)
+def _m002_add_digest_of_output(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE photos ADD COLUMN target_sha256 TEXT")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_m001_create_tables, _m002_add_digest_of_output)
 """In order, never changed once released. The table ``migrations`` names those applied; ``PRAGMA user_version`` counts
 them, and in ledgers made before that table it is all there is."""
 

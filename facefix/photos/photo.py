@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 from facefix.errors import FacefixError, PhotoError, UsageError
 from facefix.files import atomic
+from facefix.files.dates import output_mtime_ns
 from facefix.files.names import printable
-from facefix.photos import colour, raster
+from facefix.photos import agreement, colour, raster
 from facefix.photos import orientation as turning
 from facefix.photos.containers import bmp, heif, jpeg, png, raw, tiff, webp
 from facefix.photos.containers.base import Container, Source
 from facefix.photos.formats import RAW_SUFFIXES, missing_extra, sniff
 from facefix.photos.metadata import exif
+from facefix.photos.metadata.scaled import scaled_packet
 from facefix.photos.raster import Change, Raster
 from facefix.photos.region import Region, picture_part
 
@@ -123,7 +125,7 @@ class OpenedPhoto:
         self.source = source
         self.status = status
         self._container = container
-        self.orientation = None if source.format == "RAW" else exif.orientation(source.exif)
+        self.orientation = _orientation(source)
         """EXIF orientation 1..8, None where the file has none"""
         self.taken = exif.taken(source.exif)
         """EXIF time the photo was taken, in POSIX seconds"""
@@ -216,24 +218,35 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def write_photo(
-    photo: Photo, regions: Sequence[Region], target: Path, *, scale: int = 1, extra_xmp: bytes | None = None
+    photo: Photo,
+    regions: Sequence[Region],
+    target: Path,
+    *,
+    scale: int = 1,
+    extra_xmp: bytes | None = None,
+    dated_now: bool = False,
 ) -> Written:
     """Write ``photo`` with ``regions`` changed to ``target``; later regions lie over earlier ones.
 
     Format, mode, bit depth, compression, JPEG tables and subsampling, orientation and metadata are the source's. Where
     no region lies, lossless formats keep their samples bit for bit. ``scale`` enlarges the whole photo, and the regions
     are made for the same scale. ``extra_xmp`` is a whole XMP packet that takes the place of the photo's own. The file
-    is decoded again before it takes its name. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
+    is decoded again before it takes its name. Its date is the photo's, as `files.dates` has it, or with ``dated_now``
+    the time of writing. A raw file is written as TIFF or JPEG, as the suffix of ``target`` says.
     Raises PhotoError, and leaves nothing behind, when it does not work out.
     """
     _check_regions(photo, regions, scale)
     with _naming(target, "cannot be encoded"):
         changes = [_as_stored(photo, region) for region in regions]
         changed = raster.apply_changes(stored_raster(photo, scale), changes, photo.carrier.profile)
-    return write_raster(photo, changed, target, extra_xmp=extra_xmp)
+    if scale != 1:
+        extra_xmp = _scaled_xmp(extra_xmp if extra_xmp is not None else photo.xmp, scale)
+    return write_raster(photo, changed, target, extra_xmp=extra_xmp, dated_now=dated_now)
 
 
-def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: bytes | None = None) -> Written:
+def write_raster(
+    photo: Photo, changed: Raster, target: Path, *, extra_xmp: bytes | None = None, dated_now: bool = False
+) -> Written:
     """Write ``photo`` with other stored samples to ``target``; everything else as :func:`write_photo` does it."""
     if photo.copy_reason is not None:
         raise PhotoError(f"{printable(photo.path)}: can only be copied: {photo.copy_reason}")
@@ -242,8 +255,11 @@ def write_raster(photo: Photo, changed: Raster, target: Path, *, extra_xmp: byte
     with _naming(target, "cannot be encoded"):
         encoded = container.encode(source, changed, extra_xmp)
     verify = functools.partial(_verify, target, photo, changed, container.is_lossless(source))
-    atomic.write_bytes(encoded.data, target, like=photo.carrier.status, verify=verify)
-    return Written(target, hashlib.sha256(encoded.data).hexdigest(), encoded.notes)
+    digest, status = hashlib.sha256(encoded.data).hexdigest(), photo.carrier.status
+    date = output_mtime_ns(target, len(encoded.data), digest, status, now=dated_now)
+    atomic.write_bytes(encoded.data, target, like=status, mtime_ns=date, verify=verify)
+    notes = (*encoded.notes, _MANIFEST_NOTE) if _MANIFEST in encoded.data else encoded.notes
+    return Written(target, digest, notes)
 
 
 def stored_raster(photo: Photo, scale: int = 1) -> Raster:
@@ -268,6 +284,14 @@ def copy_photo(source: Path | str | os.PathLike[str], target: Path) -> str:
     """Copy a photo byte for byte, checked and atomic; return its sha256. Raises PhotoError."""
     return atomic.copy_bytes(Path(source), target)
 
+
+_MANIFEST = b"jumdc2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+"""How a C2PA manifest store begins in every format (C2PA Specification 2.1, section 11.1.4: JUMBF description box)."""
+
+_MANIFEST_NOTE = "its C2PA manifest (Content Credentials) is kept but no longer fits the picture: checks will say so"
+
+_KEEPS_EXIF = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF")
+"""Formats that carry EXIF as a block of bytes."""
 
 _CONTAINERS: dict[str, Container] = {
     "JPEG": jpeg,
@@ -316,6 +340,14 @@ def _container_for(path: Path, data: bytes) -> Container:
     return _CONTAINERS[kind]
 
 
+def _scaled_xmp(packet: bytes | None, scale: int) -> bytes | None:
+    """A packet with what counts in pixels multiplied; as it is where it cannot be understood."""
+    try:
+        return scaled_packet(packet, scale) if packet else packet
+    except PhotoError:
+        return packet
+
+
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     if min(size) < 1:
         raise PhotoError(f"{printable(path)}: expected a picture, found one of {size[0]} x {size[1]} pixels")
@@ -324,6 +356,13 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
             f"{printable(path)}: {size[0]} x {size[1]} = {size[0] * size[1]} pixels are more than the limit of "
             f"{max_pixels}; raise --max-pixels if the photo can be trusted"
         )
+
+
+def _orientation(source: Source) -> int | None:
+    """How the stored picture lies. In HEIF and AVIF only the container says so (ISO/IEC 23008-12, annex A.1)."""
+    if source.format in ("HEIF", "AVIF"):
+        return source.orientation
+    return None if source.format == "RAW" else exif.orientation(source.exif)
 
 
 def _is_plain(decoded: Raster, profile: colour.Profile | None) -> bool:
@@ -365,6 +404,23 @@ def _verify(target: Path, photo: Photo, expected: Raster, exact: bool, temporary
             raise ValueError("its samples differ from what was to be written")
         if not exact and _mean_distance(written, expected) > _LOSSY_TOLERANCE:
             raise ValueError("its picture is far from what was to be written")
+        if photo.format != "RAW":
+            _check_kept(photo, source, expected.size)
+            agreement.check(photo.carrier.source, data, stored_raster(photo), written)
+
+
+def _check_kept(photo: Photo, written: Source, size: tuple[int, int]) -> None:
+    """What describes the picture is as in the source. Raises ValueError."""
+    source = photo.carrier.source
+    is_same_size = size == source.size
+    for name, before, after in (
+        ("colour profile", source.icc, written.icc),
+        ("orientation", photo.orientation, _orientation(written)),
+        ("number of pictures", source.frames, written.frames),
+        ("EXIF", source.exif, written.exif if is_same_size and source.format in _KEEPS_EXIF else source.exif),
+    ):
+        if before != after:
+            raise ValueError(f"its {name} is not the source's")
 
 
 def _mean_distance(one: Raster, other: Raster) -> float:

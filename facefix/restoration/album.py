@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.errors import UsageError
 from facefix.files.names import printable, readable
+from facefix.outputs.folder import OUTPUT_MARKER
 from facefix.outputs.ledger import Ledger
 from facefix.restoration.scan import ScannedPhoto, Skipped, output_path, scan
 from facefix.settings import Settings
@@ -60,8 +62,38 @@ def open_album(inputs: Sequence[Path], listed: Sequence[Path], settings: Setting
         )
         if not portraits:
             raise UsageError(f"--refs {settings.refs}: expected portraits in the folder, found no photo")
+    _check_outputs_differ(result.photos, output, settings, str)
     root = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else Path.cwd()
     return Album(result.photos, result.skipped, output, root, portraits, settings.refs)
+
+
+def check_letter_case(album: Album, settings: Settings) -> None:
+    """Refuse photos whose outputs differ by letter case alone, where the output folder does not tell these apart.
+
+    Raises UsageError. The output folder, with its marker, has to be there.
+    """
+    if (album.output / OUTPUT_MARKER.upper()).exists():
+        _check_outputs_differ(album.photos, album.output, settings, _folded)
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _check_outputs_differ(
+    photos: Sequence[ScannedPhoto], output: Path, settings: Settings, key: Callable[[str], str]
+) -> None:
+    """Refuse two photos of which one's result or copy would take the other's place."""
+    owners: dict[str, ScannedPhoto] = {}
+    for photo in photos:
+        for target in {output_path(photo, output), target_path(photo, output, settings)}:
+            other = owners.setdefault(key(os.fspath(target)), photo)
+            if other is not photo:
+                raise UsageError(
+                    f"inputs {printable(other.path)} and {printable(photo.path)}: both would be written to "
+                    f"{printable(target)}; leave one out with --exclude, restore them in two runs with an output folder"
+                    " each, or choose another --raw-format"
+                )
 
 
 def target_path(photo: ScannedPhoto, output: Path, settings: Settings) -> Path:

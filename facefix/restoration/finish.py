@@ -15,6 +15,7 @@ from PIL import Image
 from facefix.errors import OutputError, PhotoError
 from facefix.faces.align import CROP_SIZE
 from facefix.faces.face import Pixels
+from facefix.files.names import printable
 from facefix.outputs import undo
 from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome
 from facefix.photos import provenance
@@ -27,8 +28,8 @@ from facefix.restoration.choices import BackendChoice
 from facefix.restoration.index import why_failed
 from facefix.restoration.plan import FaceTask, PhotoTask
 from facefix.restoration.reading import OpenPhoto
-from facefix.restoration.scan import output_path
-from facefix.restoration.verdicts import FAILED, FLAGGED, RESTORED, Verdict, judge, judge_alone
+from facefix.restoration.scan import ScannedPhoto, output_path
+from facefix.restoration.verdicts import FAILED, FLAGGED, KEPT, RESTORED, Verdict, judge, judge_alone
 from facefix.settings import Settings
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -65,7 +66,7 @@ class Finisher:
         try:
             photo = read_photo(task.photo.path, self.settings.max_pixels)
         except PhotoError as error:
-            return task.failed(str(error))
+            return task.failed(str(error)) if self.settings.strict_input else self._copy_unwritten(task, (), error, 0.0)
         return self._write(task, photo, (), (), 0.0)
 
     def _copy(self, task: PhotoTask, judged: Sequence[FaceOutcome], seconds: float) -> PhotoOutcome:
@@ -82,7 +83,34 @@ class Finisher:
             target.unlink(missing_ok=True)
             return task.failed(f"{task.photo.path}: changed while the run went on; the next run will take it")
         seconds += time.perf_counter() - start
-        return task.outcome("copied", judged, target=target.relative_to(self.output), seconds=seconds)
+        outcome = task.outcome("copied", judged, target=target.relative_to(self.output), seconds=seconds)
+        return replace(outcome, target_sha256=digest)
+
+    def copy_unreadable(self, photo: ScannedPhoto, sha256: str, reason: str, recipe: str) -> PhotoOutcome:
+        """Take over a file in which no photo can be read, byte for byte. Raises OutputError."""
+        if self.settings.only_changed:
+            return PhotoOutcome(photo.relative, photo.path, "left", reason, sha256, recipe=recipe)
+        target = output_path(photo, self.output)
+        try:
+            digest = copy_photo(photo.path, target)
+        except PhotoError as error:
+            raise_if_disk_failed(error)
+            return PhotoOutcome(photo.relative, photo.path, "failed", f"{reason}; {error}")
+        if digest != sha256:
+            target.unlink(missing_ok=True)
+            reason = f"{printable(photo.path)}: changed while the run went on; the next run will take it"
+            return PhotoOutcome(photo.relative, photo.path, "failed", reason)
+        place = target.relative_to(self.output)
+        return PhotoOutcome(photo.relative, photo.path, "copied", reason, sha256, place, recipe, target_sha256=digest)
+
+    def _copy_unwritten(
+        self, task: PhotoTask, judged: Sequence[FaceOutcome], error: PhotoError, seconds: float
+    ) -> PhotoOutcome:
+        """The photo byte for byte, since it cannot be written with all else kept."""
+        reason = f"copied as it is: {error}"
+        kept = [replace(face, verdict=KEPT, reason=reason) for face in judged]
+        outcome = self._copy(task, kept, seconds)
+        return outcome if outcome.status == "failed" else replace(outcome, reason=reason)
 
     def _write(
         self,
@@ -97,18 +125,28 @@ class Finisher:
         try:
             target = target_path(task.photo, self.output, self.settings)
             said = provenance.describe(photo, regions, model=self.model, recipe=self.model_recipe)
-            written = write_photo(photo, regions, target, scale=self.settings.upscale, extra_xmp=said.packet)
+            written = write_photo(
+                photo,
+                regions,
+                target,
+                scale=self.settings.upscale,
+                extra_xmp=said.packet,
+                dated_now=self.settings.mtime == "now",
+            )
             undo.save(self.output, said.undo_id, photo, regions, written)
         except PhotoError as error:
             raise_if_disk_failed(error)
-            return task.failed(str(error))
-        return task.outcome(
+            if self.settings.strict_input:
+                return task.failed(str(error))
+            return self._copy_unwritten(task, judged, error, seconds + time.perf_counter() - start)
+        outcome = task.outcome(
             "restored" if regions else "enlarged",
             judged,
             target=written.path.relative_to(self.output),
             seconds=seconds + time.perf_counter() - start,
             notes=(*photo.notes, *written.notes, *([said.note] if said.note else [])),
         )
+        return replace(outcome, target_sha256=written.sha256)
 
     def _judge(self, face: FaceTask, crop: Pixels, result: Restored) -> FaceOutcome:
         """Compare the face as it will be used with its references, or with the photo where there are none."""

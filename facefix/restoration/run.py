@@ -14,6 +14,7 @@ from facefix.faces.backends import Backend
 from facefix.files.names import printable
 from facefix.methods.base import Restorer, SamplingSettings
 from facefix.outputs.ledger import Ledger
+from facefix.outputs.orphans import orphans, remove
 from facefix.outputs.outcomes import IndexedPhoto, PhotoOutcome
 from facefix.people.people_file import PEOPLE_FILE
 from facefix.progress import Progress, Silent
@@ -30,12 +31,13 @@ from facefix.restoration.executors import LocalExecutor
 from facefix.restoration.finish import Finisher, outcome_of
 from facefix.restoration.identities import Found, People, find_people, names_now
 from facefix.restoration.index import look_into, why_failed
+from facefix.restoration.others import Mirrored, kinds, mirror
 from facefix.restoration.phase import RestorePhase
 from facefix.restoration.plan import PhotoTask, Plan, make_plan
 from facefix.restoration.reading import ReferenceReader
 from facefix.restoration.scan import ScannedPhoto, Skipped
 from facefix.restoration.summary import Done, Summary, Tally
-from facefix.restoration.work import Work, base_recipe, find_work, given_identities
+from facefix.restoration.work import Work, base_recipe, find_work, given_identities, is_as_written
 from facefix.restoration.worker import DeviceWorker, choose_batch_size
 from facefix.settings import Settings
 from facefix.stop import Stop
@@ -176,12 +178,13 @@ class Run:
             self.options.progress.problem(f"{printable(skipped.path)}: {skipped.reason}")
         for portrait in self._unreadable_portraits(found):
             self.options.progress.problem(f"portrait {portrait.reason}")
-        for problem in (*work.problems, *found.unreadable_photos):
+        finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
+        for problem in work.problems:
             yield Done(PhotoOutcome(problem.relative, problem.path, "failed", problem.reason))
+        yield from self._take_over_unreadable(work, found, finisher)
         if not plan.tasks or self.options.stop:
             return
         self.ledger.records.start((task.photo.relative, task.photo.path) for task in plan.tasks)
-        finisher = Finisher(self.album.output, self.backend, self.settings, self.model.name, self.model.recipe)
         yield from self._pass_on([task for task in plan.tasks if not task.faces], finisher)
         to_restore = [task for task in plan.tasks if task.faces]
         if to_restore and not self.options.stop:
@@ -198,6 +201,30 @@ class Run:
             self.options.on_photo(outcome)
             yield done
 
+    def mirror_others(self) -> Mirrored | None:
+        """Copy the files that are no photos, where that is asked."""
+        if not self.settings.copy_others or self.options.stop:
+            return None
+        mirrored = mirror(self.album.skipped, self.album.output, self.ledger)
+        for _, reason in mirrored.problems:
+            self.options.progress.problem(reason)
+        return mirrored
+
+    def prune(self) -> tuple[int, int]:
+        """Outputs whose photos are gone: how many there are, and how many of them were removed, where that is asked."""
+        if self.options.stop:
+            return 0, 0
+        found = orphans(self.ledger, self.album.root, (photo.relative for photo in self.album.photos))
+        if self.settings.prune == "list":
+            for relative, row in found.items():
+                self.options.progress.say(f"{printable(relative)}: {printable(row.source)} is gone")
+        if self.settings.prune != "remove":
+            return len(found), 0
+        removed, left = remove(found, self.album.output, self.ledger, is_as_written)
+        for relative in left:
+            self.options.progress.problem(f"{printable(relative)}: changed since it was written, and left alone")
+        return len(found), len(removed)
+
     def summary(self, work: Work, found: Found, people: People, plan: Plan, tally: Tally) -> Summary:
         """What the run did."""
         unreadable = [(folder.path, folder.reason) for folder in self._unreadable_folders()]
@@ -208,6 +235,7 @@ class Run:
             left_out=tuple((skipped.path, skipped.reason) for skipped in self.album.skipped),
             already_done=len(work.done) + len(plan.current),
             occupied=len(work.occupied),
+            others=kinds(self.album.skipped),
             faces=found.faces,
             people=len(people.persons),
             tally=tally,
@@ -264,6 +292,24 @@ class Run:
             progress.advance()
         self.ledger.commit()
         return why
+
+    def _take_over_unreadable(self, work: Work, found: Found, finisher: Finisher) -> Iterator[Done]:
+        """Files in which no photo can be read: copied, so that the output is whole; named once, not every night."""
+        wanted = {photo.path for photo in (*work.pending, *work.stale)}
+        known = self.ledger.records.done()
+        for problem in found.unreadable_photos:
+            if problem.path not in wanted:
+                continue
+            if self.settings.strict_input:
+                yield Done(PhotoOutcome(problem.relative, problem.path, "failed", problem.reason))
+                continue
+            photo, sha256 = ScannedPhoto(problem.path, problem.relative), work.digests[problem.path]
+            row = known.get(problem.relative)
+            is_known = row is not None and row.sha256 == sha256 and row.status in ("copied", "left")
+            outcome = finisher.copy_unreadable(photo, sha256, problem.reason, f"{self.recipe}.")
+            if outcome.status != "failed" and not is_known:
+                self.options.progress.problem(f"{problem.reason}; {outcome.status} as it is")
+            yield Done(outcome)
 
     def _pass_on(self, tasks: Sequence[PhotoTask], finisher: Finisher) -> Iterator[Done]:
         """Photos in which no face is to be restored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fnmatch
 import os
@@ -14,6 +15,11 @@ from facefix.errors import UsageError
 from facefix.files.names import printable
 from facefix.outputs.folder import OUTPUT_MARKER, REPORT_FOLDER
 from facefix.photos.formats import OPTIONAL_SUFFIXES, RAW_SUFFIXES, SUFFIXES, missing_extra
+
+_NO_PHOTO = "not a photo by its name"
+
+_PREVIEW_FOLDERS = ("@eaDir", ".thumbnails", ".picasaoriginals", "*.lrdata", "__MACOSX")
+"""Folders that Synology, desktops, Picasa, Lightroom and archives of macOS keep small copies or resources in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Skipped:
     reason: str
     failed: bool = False
     """it was to be looked into, and could not be: there may be photos in it"""
+    relative: Path | None = None
+    """place in the output tree of a file that is left out only because it is no photo"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +89,10 @@ def output_path(photo: ScannedPhoto, output: Path, *, raw_suffix: str | None = N
 def read_list(data: bytes, *, nul: bool = False) -> Iterator[Path]:
     """The paths in ``data``, one a line, or ended by NUL bytes when ``nul``; empty ones are left out.
 
-    Bytes that are not UTF-8 are kept as Python's file functions expect them (surrogateescape).
+    A byte order mark before the first line, as Windows editors write it, is no part of a name. Bytes that are not UTF-8
+    are kept as Python's file functions expect them (surrogateescape).
     """
+    data = data if nul else data.removeprefix(codecs.BOM_UTF8)
     for name in data.split(b"\0") if nul else data.splitlines():
         if name:
             yield Path(os.fsdecode(name))
@@ -192,6 +202,8 @@ class _Walk:
         """Whether to look into ``folder``; the reason is noted if not."""
         if folder.name == REPORT_FOLDER:
             self._skip(folder, "report of an earlier run")
+        elif any(fnmatch.fnmatchcase(folder.name, pattern) for pattern in _PREVIEW_FOLDERS):
+            self._skip(folder, "thumbnails and previews of another program")
         elif folder.name.startswith("."):
             self._skip(folder, "hidden")
         elif not self._recursive:
@@ -221,7 +233,8 @@ class _Walk:
         if reason is None:
             self._photos.append(ScannedPhoto(path, relative))
         else:
-            self._skip(path, reason)
+            is_other = reason.startswith(_NO_PHOTO) and path.is_file()
+            self._skipped.append(Skipped(path, reason, relative=relative if is_other else None))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -239,7 +252,7 @@ def _why_no_photo(path: Path, *, explicit: bool) -> str | None:
     if suffix in OPTIONAL_SUFFIXES and (extra := missing_extra(suffix)) is not None:
         return f"{suffix} needs the extra facefix[{extra}], which is not installed"
     if suffix not in SUFFIXES and not explicit:
-        return f"not a photo by its name ({suffix or 'no suffix'})"
+        return f"{_NO_PHOTO} ({suffix or 'no suffix'})"
     try:
         mode = path.stat().st_mode
     except OSError as error:

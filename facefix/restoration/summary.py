@@ -11,6 +11,7 @@ from typing import Any, Self
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.progress import duration
 from facefix.restoration.batches import DeviceStatistics
+from facefix.restoration.others import Mirrored
 from facefix.restoration.verdicts import FAILED, FLAGGED, KEPT, RESTORED, VERDICTS
 
 ALL_DONE, SOME_FAILED, SOME_FLAGGED = 0, 3, 4
@@ -66,6 +67,14 @@ class Summary:
     already_done: int = 0
     occupied: int = 0
     """left alone because something that is not as facefix wrote it is in the way"""
+    others: Counter[str] = field(default_factory=Counter)
+    """files that are no photos, by suffix"""
+    mirrored: Mirrored | None = None
+    """what became of them; None where they were left out"""
+    orphans: int = 0
+    """outputs whose photos are gone"""
+    pruned: int = 0
+    """outputs of those that were removed"""
     faces: int = 0
     people: int = 0
     tally: Tally = field(default_factory=Tally)
@@ -121,6 +130,9 @@ class Summary:
                 **{status: self.statuses[status] for status in ("restored", "enlarged", "copied", "left", "failed")},
             },
             "skipped": len(self.left_out),
+            "others": dict(sorted(self.others.items())),
+            "others_copied": None if self.mirrored is None else self.mirrored.copied + self.mirrored.current,
+            "orphans": {"found": self.orphans, "removed": self.pruned},
             "left_out": [{"path": str(path), "reason": reason} for path, reason in self.left_out],
             "people": self.people,
             "faces": {"found": self.faces, **{verdict: self.verdicts[verdict] for verdict in VERDICTS}},
@@ -140,6 +152,13 @@ class Summary:
         lines = [f"{self.photos} photos: {worked or 'nothing to do'}, {self.already_done} done before"]
         if self.occupied:
             lines.append(f"{self.occupied} left alone: a file that facefix did not write is in the way (--if-exists)")
+        if self.others:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.others.most_common())
+            what = "left out (--copy-others)" if self.mirrored is None else f"{self.mirrored.copied} copied"
+            lines.append(f"{sum(self.others.values())} files that are no photos: {kinds}; {what}")
+        if self.orphans:
+            what = f"{self.pruned} removed" if self.pruned else "--prune list names them"
+            lines.append(f"{self.orphans} outputs whose photos are gone from the album; {what}")
         if sum(self.verdicts.values()):
             counts = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in (RESTORED, KEPT, FLAGGED, FAILED))
             lines.append(f"faces: {counts}; {self.people} people")

@@ -73,9 +73,9 @@ def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, ide
             continue
         row = rows.get(photo.relative)
         same = row is not None and row.sha256 == digests[photo.path] and row.recipe.startswith(recipe + ".")
-        if row is not None and same and _is_current(row, album.output, settings):
+        if row is not None and same and _is_current(row, album.output, settings, ledger):
             (done if row.portraits == identities else stale).append(photo)
-        elif _is_free(photo, row, ours, album.output, settings):
+        elif _is_free(photo, row, ours, album.output, settings, ledger):
             pending.append(photo)
         else:
             occupied.append(photo)
@@ -90,7 +90,7 @@ def find_work(album: Album, ledger: Ledger, settings: Settings, recipe: str, ide
     return Work(tuple(pending), tuple(stale), tuple(done), tuple(occupied), tuple(problems), digests)
 
 
-def _is_current(row: DoneRow, output: Path, settings: Settings) -> bool:
+def _is_current(row: DoneRow, output: Path, settings: Settings, ledger: Ledger) -> bool:
     """Whether what was written is still there as it was, or need not be."""
     if row.target is None:
         return settings.only_changed
@@ -98,24 +98,35 @@ def _is_current(row: DoneRow, output: Path, settings: Settings) -> bool:
         return os.path.lexists(output / row.target)
     if settings.only_changed and row.status == "copied":
         return True
-    return _is_as_written(row, output)
+    return is_as_written(row, output, ledger)
 
 
-def _is_as_written(row: DoneRow, output: Path) -> bool:
+def is_as_written(row: DoneRow, output: Path, ledger: Ledger) -> bool:
+    """Whether the output is there as it was written.
+
+    Copies, archives and cloud folders round dates or lose them, so a file of another date is known by its content,
+    which the ledger hashes once and remembers.
+    """
     if row.target is None:
         return False
     try:
         status = os.stat(output / row.target)
+        if status.st_size != row.target_size:
+            return False
+        if status.st_mtime_ns == row.target_mtime_ns:
+            return True
+        return row.target_sha256 is not None and ledger.sha256(output / row.target) == row.target_sha256
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (row.target_size, row.target_mtime_ns)
 
 
-def _is_free(photo: ScannedPhoto, row: DoneRow | None, ours: Iterable[Path], output: Path, settings: Settings) -> bool:
+def _is_free(
+    photo: ScannedPhoto, row: DoneRow | None, ours: Iterable[Path], output: Path, settings: Settings, ledger: Ledger
+) -> bool:
     """Whether the output may be written: nothing there, or our own unchanged file, or one of a killed run."""
     targets = {output_path(photo, output), target_path(photo, output, settings)}
     if not any(os.path.lexists(target) for target in targets):
         return True
     if row is None or row.target is None:
         return photo.relative in ours
-    return _is_as_written(row, output)
+    return is_as_written(row, output, ledger)

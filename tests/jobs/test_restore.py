@@ -127,13 +127,25 @@ def test_upscale_enlarges_every_photo(place: Place) -> None:
 def test_photos_that_cannot_be_read_are_named_and_the_rest_is_done(place: Place) -> None:
     (place.album / "broken.jpg").write_bytes((place.album / "ann0.jpg").read_bytes()[:900])
     (place.album / "empty.png").touch()
-    summary = place.restore()
+    summary = place.restore(strict_input=True)
     assert summary.exit_code() == 3
     assert summary.statuses == {"restored": 6, "copied": 1, "failed": 2}
     assert {path.name for path, _ in summary.problems} == {"broken.jpg", "empty.png"}
     assert not (place.output / "broken.jpg").exists()
-    again = place.restore()
+    again = place.restore(strict_input=True)
     assert again.exit_code() == 3 and again.already_done == 7
+
+
+def test_photos_that_cannot_be_read_are_copied_and_named_once(place: Place) -> None:
+    broken = place.album / "broken.jpg"
+    broken.write_bytes((place.album / "ann0.jpg").read_bytes()[:900])
+    summary = place.restore()
+    assert (summary.exit_code(), summary.statuses) == (0, {"restored": 6, "copied": 2})
+    assert (place.output / "broken.jpg").read_bytes() == broken.read_bytes()
+    again = place.restore()
+    assert (again.exit_code(), again.already_done, again.statuses) == (0, 8, {})
+    broken.write_bytes(broken.read_bytes()[:800])
+    assert place.restore().statuses == {"copied": 1}
 
 
 def test_a_photo_that_vanishes_while_the_run_goes_on(place: Place) -> None:

@@ -9,7 +9,15 @@ from marked import make_photos
 
 from facefix.errors import UsageError
 from facefix.outputs.ledger import Ledger
-from facefix.restoration.album import Album, Portrait, default_output, open_album, target_path, with_digests
+from facefix.restoration.album import (
+    Album,
+    Portrait,
+    check_letter_case,
+    default_output,
+    open_album,
+    target_path,
+    with_digests,
+)
 from facefix.restoration.scan import ScannedPhoto
 from facefix.settings import Settings
 
@@ -52,6 +60,24 @@ def test_developed_raw_photos_get_another_suffix(tmp_path: Path) -> None:
     assert target_path(raw, tmp_path, Settings()) == tmp_path / "a.NEF.tif"
     assert target_path(raw, tmp_path, Settings(raw_format="jpeg")) == tmp_path / "a.NEF.jpg"
     assert target_path(jpeg, tmp_path, Settings()) == tmp_path / "a.jpg"
+
+
+def test_outputs_that_would_meet_are_refused_before_work(tmp_path: Path) -> None:
+    """Other programs call a developed IMG_7.dng IMG_7.dng.tif, as we do."""
+    album = tmp_path / "album"
+    album.mkdir()
+    for name in ("IMG_7.dng", "IMG_7.dng.tif", "IMG_8.DNG"):
+        (album / name).touch()
+    with pytest.raises(UsageError, match=r"IMG_7\.dng .*IMG_7\.dng\.tif: both would be written"):
+        open_album([album], [], Settings())
+    assert len(open_album([album], [], Settings(raw_format="jpeg")).photos) == 3
+    (album / "img_8.dng").touch()
+    found = open_album([album], [], Settings(raw_format="jpeg"))
+    found.output.mkdir()
+    check_letter_case(found, Settings(raw_format="jpeg"))
+    (found.output / ".FACEFIX").mkdir()  # what a folder that does not tell letter case apart shows beside .facefix
+    with pytest.raises(UsageError, match=r"IMG_8\.DNG .*img_8\.dng: both"):
+        check_letter_case(found, Settings(raw_format="jpeg"))
 
 
 def test_portraits_get_digests_and_those_that_cannot_be_read_are_named(tmp_path: Path) -> None:

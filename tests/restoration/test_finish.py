@@ -119,6 +119,20 @@ def test_a_photo_that_changed_meanwhile_is_not_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "a.png").exists()
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_cannot_be_written_is_copied_with_the_reason(
+    tmp_path: Path, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that other readers would not see as it was written keeps its bytes."""
+    task = replace(task_of(tmp_path, "ann"), faces=(), scale=2)
+    original = task.photo.path.read_bytes()
+    monkeypatch.setattr("facefix.photos.agreement._shows", lambda data, mode, raster: data == original)
+    outcome = finisher(tmp_path, upscale=2, strict_input=strict).pass_on(task)
+    assert outcome.status == ("failed" if strict else "copied") and "another reader" in outcome.reason
+    target = tmp_path / "out" / "a.png"
+    assert not target.exists() if strict else target.read_bytes() == original
+
+
 def test_only_a_disk_that_fails_ends_the_run(tmp_path: Path) -> None:
     for number, ends in ((errno.ENOSPC, True), (errno.EROFS, True), (errno.EACCES, False)):
         error = PhotoError("a.png: cannot be written")

@@ -125,6 +125,7 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
 
 def test_lists_by_line_and_by_nul() -> None:
     assert list(read_list(b"a.jpg\n\nb c.jpg\r\n")) == [Path("a.jpg"), Path("b c.jpg")]
+    assert list(read_list(b"\xef\xbb\xbfa.jpg\r\n")) == [Path("a.jpg")]
     assert list(read_list(b"new\nline.jpg\0latin-\xe9.jpg\0", nul=True)) == [
         Path("new\nline.jpg"),
         Path(os.fsdecode(b"latin-\xe9.jpg")),

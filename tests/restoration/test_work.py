@@ -12,6 +12,7 @@ import pytest
 from marked import make_photos
 
 from facefix.errors import UsageError
+from facefix.files.digests import sha256_of
 from facefix.outputs.ledger import Ledger
 from facefix.outputs.outcomes import PhotoOutcome
 from facefix.people.people_file import PEOPLE_FILE
@@ -35,7 +36,14 @@ class Place:
         target = self.album.output / photo.relative
         target.write_bytes(b"restored")
         outcome = PhotoOutcome(
-            photo.relative, photo.path, status, "", self.ledger.sha256(photo.path), photo.relative, recipe
+            photo.relative,
+            photo.path,
+            status,
+            "",
+            self.ledger.sha256(photo.path),
+            photo.relative,
+            recipe,
+            target_sha256=sha256_of(target),
         )
         self.ledger.records.record(outcome, portraits=GIVEN, written=target.stat())
 
@@ -81,6 +89,17 @@ def test_changed_photos_and_lost_outputs_are_pending_and_edited_outputs_in_the_w
     assert names(place.work(if_exists="overwrite").pending) == "abc"
     with pytest.raises(UsageError, match=r"c\.png: exists and is not as facefix wrote it"):
         place.work(if_exists="fail")
+
+
+def test_outputs_are_known_by_content_whatever_their_date(place: Place) -> None:
+    """After a copy through FAT, an archive or a cloud folder, dates are rounded or those of the copy."""
+    for name, date in (("a.png", 1_000_000_000), ("b.png", 1_700_000_002)):
+        os.utime(place.album.output / name, (date, date))
+    (place.album.output / "c.png").write_bytes(b"RESTORED")
+    os.utime(place.album.output / "c.png", (1, 1))
+    work = place.work()
+    assert (names(work.done), names(work.occupied)) == ("ab", "c")
+    assert names(place.work(recipe="other").pending) == "ab", "ours, so they are done again"
 
 
 def test_a_file_of_a_killed_run_is_ours_and_another_one_is_not(place: Place) -> None:

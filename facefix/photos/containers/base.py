@@ -28,6 +28,8 @@ class Source:
     copy_reason: str | None = None
     """why the file can be shown but not be written again"""
     notes: tuple[str, ...] = ()
+    orientation: int | None = None
+    """EXIF's number for how the container itself turns the picture, in formats that do not leave that to EXIF"""
     details: Any = None
     """what the format's own module needs for decoding and writing"""
 

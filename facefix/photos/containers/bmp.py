@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,10 @@ from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Bytes8, Raster
 
 _HEADER_BYTES = 14
-_UNCOMPRESSED, _BITFIELDS = 0, 3
+_UNCOMPRESSED, _BITFIELDS, _ALPHA_BITFIELDS = 0, 3, 6
 _BGRX_MASKS = (0xFF0000, 0xFF00, 0xFF)
+_PLACE_OF_MASK = {0xFF << 8 * place: place for place in range(4)}
+"""which of the four bytes of a pixel a mask takes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class _Details:
     def in_place(self) -> bool:
         """Whether the rows can be written where they stand."""
         if self.bits == 32:
-            return self.compression in (_UNCOMPRESSED, _BITFIELDS) and self.masks == _BGRX_MASKS
+            known = self.compression in (_UNCOMPRESSED, _BITFIELDS, _ALPHA_BITFIELDS)
+            return known and len({_PLACE_OF_MASK.get(mask, -1) for mask in self.masks} - {-1}) == 3
         return self.compression == _UNCOMPRESSED and self.bits in (1, 4, 8, 24)
 
 
@@ -48,7 +52,8 @@ def open(data: bytes) -> Source:
     else:
         height = struct.unpack_from("<i", data, 22)[0]
         bits, compression = struct.unpack_from("<HI", data, 28)
-        masks = struct.unpack_from("<3I", data, 54) if compression == _BITFIELDS else _BGRX_MASKS
+        is_masked = compression in (_BITFIELDS, _ALPHA_BITFIELDS)
+        masks = struct.unpack_from("<3I", data, 54) if is_masked else _BGRX_MASKS
         details = _Details(bits, compression, pixels_at, height < 0, header_size, masks)
     return Source("BMP", image.mode, image.size, data, icc=_profile(data, header_size), details=details)
 
@@ -71,7 +76,8 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     notes = ("BMP has no place for XMP",) if xmp else ()
     details: _Details = source.details
     if not details.in_place or source.mode not in ("RGB", "RGBA", "L", "P", "1"):
-        return Encoded(_by_pillow(raster), notes)
+        fresh = _by_pillow(raster)
+        return Encoded(fresh, (*notes, *_what_became(source, fresh)))
     width, height = raster.size
     rows = _packed_rows(raster, details.bits, source)
     if not details.top_down:
@@ -96,10 +102,15 @@ def is_lossless(source: Source) -> bool:
 def _packed_rows(raster: Raster, bits: int, source: Source) -> Bytes8:
     """(H, stride) bytes of the rows, padded to four bytes, top row first."""
     width, height = raster.size
+    details: _Details = source.details
     if bits == 24:
         flat = raster.samples[:, :, 2::-1].reshape(height, -1)
     elif bits == 32:
-        flat = np.dstack([raster.samples[:, :, 2::-1], _fourth_bytes(raster, source)]).reshape(height, -1)
+        places = [_PLACE_OF_MASK[mask] for mask in details.masks]
+        pixels = np.empty((height, width, 4), np.uint8)
+        pixels[:, :, places] = raster.samples[:, :, :3]
+        pixels[:, :, 6 - sum(places)] = _fourth_bytes(raster, source, 6 - sum(places))
+        flat = pixels.reshape(height, -1)
     elif bits == 8:
         flat = _as_index(raster, source)
     elif bits == 4:
@@ -111,16 +122,15 @@ def _packed_rows(raster: Raster, bits: int, source: Source) -> Bytes8:
     return np.pad(flat, ((0, 0), (0, stride - flat.shape[1]))).astype(np.uint8)
 
 
-def _fourth_bytes(raster: Raster, source: Source) -> Bytes8:
+def _fourth_bytes(raster: Raster, source: Source, place: int) -> Bytes8:
     """(H, W) alpha, or what the file holds in its place: all of it, or for an enlarged picture its first."""
     if raster.alpha != "none":
         alpha: Bytes8 = raster.samples[:, :, 3]
         return alpha
     details: _Details = source.details
     width, height = source.size
-    stored = np.frombuffer(source.data, np.uint8, 4 * width * height, details.pixels_at).reshape(height, width, 4)[
-        :, :, 3
-    ]
+    pixels = np.frombuffer(source.data, np.uint8, 4 * width * height, details.pixels_at).reshape(height, width, 4)
+    stored = pixels[:, :, place]
     if raster.size != source.size:
         return np.full((raster.size[1], raster.size[0]), stored[0, 0], np.uint8)
     return stored if details.top_down else stored[::-1]
@@ -160,6 +170,16 @@ def _by_pillow(raster: Raster) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
     return buffer.getvalue()
+
+
+def _what_became(source: Source, fresh: bytes) -> Iterator[str]:
+    """What is not as it was in a file that was written anew."""
+    details: _Details = source.details
+    bits, compression = struct.unpack_from("<HI", fresh, 28)
+    if details.bits and details.bits != bits:
+        yield f"BMP with {details.bits} bits per pixel became one with {bits}"
+    elif details.compression != compression:
+        yield "BMP was written without compression"
 
 
 def _profile(data: bytes, header_size: int) -> bytes | None:

@@ -82,10 +82,17 @@ def open(data: bytes) -> Source:
         icc=icc,
         xmp=_xmp_packet(chunks),
         frames=frames,
-        copy_reason=f"animated PNG with {frames} frames" if frames > 1 else None,
-        notes=(note,) if note else (),
+        copy_reason=_why_not_written(chunks, frames),
+        notes=(*((note,) if note else ()), *_hdr_notes(chunks)),
         details=_Details(depth, colour, bool(interlace), tuple(chunks), tail),
     )
+
+
+def _hdr_notes(chunks: list[_Chunk]) -> tuple[str, ...]:
+    """What a cICP chunk (PNG third edition, section 11.3.2.6) says of high dynamic range."""
+    found = _first(chunks, b"cICP") or b""
+    name = {16: "PQ", 18: "HLG"}.get(found[1]) if len(found) == 4 else None
+    return (f"high dynamic range ({name}): faces are looked at and restored as if it were sRGB",) if name else ()
 
 
 def decode(source: Source) -> Raster:
@@ -120,7 +127,11 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         elif chunk.kind == b"IHDR" and raster.size != source.size:
             parts.append(_Chunk(b"IHDR", struct.pack(">II", *raster.size) + chunk.data[8:]).write())
         elif chunk.kind == b"eXIf" and raster.size != source.size:
-            parts.append(_Chunk(b"eXIf", exif_block.with_size(chunk.data, *raster.size)).write())
+            parts.append(
+                _Chunk(
+                    b"eXIf", exif_block.with_size(chunk.data, *raster.size, raster.size[0] // source.size[0])
+                ).write()
+            )
         else:
             parts.append(chunk.write())
     return Encoded(b"".join(parts) + details.tail)
@@ -129,6 +140,17 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
 def is_lossless(source: Source) -> bool:
     """Always."""
     return True
+
+
+def _why_not_written(chunks: list[_Chunk], frames: int) -> str | None:
+    """What an animated PNG shows is its frames: the picture in IDAT only where that is the only frame (APNG 1.0)."""
+    kinds = [chunk.kind for chunk in chunks]
+    if b"acTL" not in kinds:
+        return None
+    control = kinds.index(b"fcTL") if b"fcTL" in kinds else len(kinds)
+    if frames == 1 and b"IDAT" in kinds and control < kinds.index(b"IDAT") and b"fdAT" not in kinds:
+        return None
+    return f"animated PNG with {frames} frame{'s' * (frames != 1)}"
 
 
 def _mode(depth: int, colour: int) -> str:

@@ -62,7 +62,7 @@ class Raw:
     def encode(self, source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         """Write a TIFF, compressed without loss, or a JPEG of high quality."""
         described: Described = source.details
-        block = described.exif and exif_block.with_size(described.exif, *raster.size)
+        block = described.exif and exif_block.with_size(described.exif, *raster.size, raster.size[0] // source.size[0])
         described = replace(described, exif=block, xmp=described.xmp if xmp is None else xmp)
         return _jpeg(raster, described) if self._as_jpeg else Encoded(_tiff(raster, described))
 
@@ -105,7 +105,7 @@ def _tiff(raster: Raster, described: Described) -> bytes:
     block = described.exif or _EMPTY_BLOCK
     layout, at = ifd.header(block)
     first = ifd.directory(block, layout, at)
-    patch = Patch(block, ifd.Directory(layout, first.entries, 0, first.link_at))
+    patch = Patch(block, replace(first, next_at=0))
     width, height = raster.size
     strips = [
         _deflated(raster.samples[top : top + _ROWS_PER_STRIP], layout) for top in range(0, height, _ROWS_PER_STRIP)

@@ -7,8 +7,8 @@ Keeping the file and patching it keeps every tag, also maker notes and private d
 from __future__ import annotations
 
 import io
-import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
 from facefix.photos import orientation as turning
-from facefix.photos.containers import libtiff, tiff_patch, tiff_segments
+from facefix.photos.containers import libtiff, tiff_pages, tiff_patch, tiff_segments
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.containers.tiff_segments import Geometry
 from facefix.photos.metadata import exif as exif_block
 from facefix.photos.metadata import ifd
 from facefix.photos.raster import Alpha, Bytes8, Model, Raster
 
-_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _SAMPLES, _PLANAR, _PREDICTOR, _COLOR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 277, 284, 317, 320, 338, 339
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
@@ -41,7 +41,8 @@ _MODE_NAMES = {"bilevel": "1", "grey": "L", "rgb": "RGB", "palette": "P", "cmyk"
 _ALPHA_NAMES = {"L": "LA", "RGB": "RGBA", "P": "PA", "CMYK": "CMYKA"}
 _ALPHAS: dict[int, Alpha] = {1: "premultiplied", 2: "straight"}
 
-_MOST_PAGES = 1000
+_PICTURE_TAGS = {_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS, _ROWS_PER_STRIP, _T4_OPTIONS, _XMP}
+_SIZE_TAGS = {_WIDTH, _HEIGHT}
 
 _COMPRESSION_NAMES = {6: "old-style JPEG", 34712: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL", 34887: "LERC"}
 
@@ -66,7 +67,7 @@ def open(data: bytes) -> Source:
     if not width or not height:
         raise ValueError("no picture size")
     details = _details(data, first, width, height)
-    frames = _count_pages(data, layout, at)
+    pages = tiff_pages.survey(data, layout, at)
     mode = _MODE_NAMES[details.model]
     mode = _ALPHA_NAMES.get(mode, mode) if details.alpha != "none" else mode
     if details.geometry is not None and details.geometry.bits == 16:
@@ -79,8 +80,9 @@ def open(data: bytes) -> Source:
         exif=data,
         icc=ifd.raw(data, first.entries[_ICC]) if _ICC in first.entries else None,
         xmp=ifd.raw(data, first.entries[_XMP]) if _XMP in first.entries else None,
-        frames=frames,
-        copy_reason=f"TIFF with {frames} pages" if frames > 1 else _why_not_written(details),
+        frames=pages.count,
+        copy_reason=pages.why_not_written or _why_not_written(details),
+        notes=pages.notes,
         details=details,
     )
 
@@ -103,9 +105,10 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
     geometry = details.geometry
     if geometry is None:
         raise ValueError(f"cannot be written: {_why_not_written(details)}")
-    patch = tiff_patch.Patch(source.data, details.directory)
+    layout, at = ifd.header(source.data)
+    patch = tiff_patch.Patch(source.data, details.directory, tiff_pages.named_places(source.data, layout, at))
     if raster.size != source.size:
-        patch.replace_bytes(exif_block.with_size(source.data, *raster.size))
+        patch.replace_bytes(exif_block.with_size(source.data, *raster.size, raster.size[0] // source.size[0]))
         geometry = geometry.resized(*raster.size)
         geometry = geometry.as_one_strip() if geometry.is_fax else geometry
         patch.set(_WIDTH, [raster.size[0]])
@@ -121,7 +124,9 @@ def encode(source: Source, raster: Raster, xmp: bytes | None) -> Encoded:
         patch.set_bytes(_XMP, xmp)
     elif xmp is not None:
         patch.remove(_XMP)
-    return Encoded(patch.finish())
+    data = patch.finish()
+    _check_tags(source.data, data, resized=raster.size != source.size)
+    return Encoded(data)
 
 
 def is_lossless(source: Source) -> bool:
@@ -172,11 +177,14 @@ def _details(data: bytes, first: ifd.Directory, width: int, height: int) -> _Det
             columns=number(_TILE_WIDTH, width) if tiled else width,
             rows=number(_TILE_HEIGHT, height) if tiled else min(number(_ROWS_PER_STRIP, height), height),
             offsets=_numbers(data, first, _TILE_OFFSETS if tiled else _STRIP_OFFSETS),
-            counts=_numbers(data, first, _TILE_COUNTS if tiled else _STRIP_COUNTS),
+            counts=(),
             jpeg_tables=_jpeg_tables(data, first) if compression == tiff_segments.JPEG else b"",
             jpeg_ycbcr=is_jpeg_ycbcr,
             subsampling=_numbers(data, first, _SUBSAMPLING)[:2] if is_jpeg_ycbcr else (),
         )
+        counts = _numbers(data, first, _TILE_COUNTS if tiled else _STRIP_COUNTS)
+        plain = tiff_segments.plain_sizes(geometry) if compression == tiff_segments.NONE else ()
+        geometry = replace(geometry, counts=_segment_counts(data, geometry.offsets, counts, plain))
         geometry.check()
     return _Details(first, geometry, photometric, model, alpha, palette, compression)
 
@@ -204,19 +212,34 @@ def _palette(data: bytes, first: ifd.Directory) -> Bytes8 | None:
     return np.column_stack([colours, np.full(len(colours), 255)]).astype(np.uint8)
 
 
-def _count_pages(data: bytes, layout: ifd.Layout, at: int) -> int:
-    """Directories in the chain that are no thumbnails of another."""
-    pages, seen = 0, set[int]()
-    while at and at not in seen and len(seen) < _MOST_PAGES:
-        seen.add(at)
-        try:
-            page = ifd.directory(data, layout, at)
-        except (ValueError, struct.error):
-            break
-        is_thumbnail = bool((ifd.integer(data, page, _SUBFILE_TYPE, 0) or 0) & 1)
-        pages += not is_thumbnail or pages == 0
-        at = page.next_at
-    return pages
+def _segment_counts(
+    data: bytes, offsets: tuple[int, ...], counts: tuple[int, ...], plain: Sequence[int]
+) -> tuple[int, ...]:
+    """Bytes of each segment: as the tags say where they do, else as many as there can be.
+
+    A missing or zero count means, as in libtiff, the size of the samples for uncompressed pictures (``plain``, empty
+    for others), and else all bytes up to the next segment or the end. None reaches past the end of the file.
+    """
+    starts = sorted({*offsets, len(data)})
+    found = []
+    for number, offset in enumerate(offsets):
+        count = counts[number] if number < len(counts) else 0
+        if not count:
+            following = next((start for start in starts if start > offset), len(data))
+            count = plain[number] if number < len(plain) else following - offset
+        found.append(max(min(count, len(data) - offset), 0))
+    return tuple(found)
+
+
+def _check_tags(before: bytes, after: bytes, *, resized: bool) -> None:
+    """Every tag but those of the picture data and XMP has the bytes that it had. Raises ValueError where not."""
+    old, new = (ifd.directory(data, *ifd.header(data)) for data in (before, after))
+    for tag, entry in old.entries.items():
+        if tag in _PICTURE_TAGS or (resized and tag in _SIZE_TAGS):
+            continue
+        kept = new.entries.get(tag)
+        if kept is None or ifd.raw(after, kept) != ifd.raw(before, entry):
+            raise ValueError(f"tag {tag} would not be kept")
 
 
 def _why_not_written(details: _Details) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from facefix.photos.metadata import ifd
 
@@ -15,9 +15,11 @@ _CLASSIC_LIMIT = 1 << 32
 class Patch:
     """One file under change. ``finish`` gives the result."""
 
-    def __init__(self, data: bytes, directory: ifd.Directory) -> None:
+    def __init__(self, data: bytes, directory: ifd.Directory, named: Sequence[tuple[int, int]] = ()) -> None:
+        """``named``: start and end of what tags of the file name; it is never written over."""
         self._data = bytearray(data)
         self._directory = directory
+        self._named = sorted(named)
         self._free: list[tuple[int, int]] = []
         self._records: dict[int, bytes] = {}
         self._removed: set[int] = set()
@@ -27,13 +29,15 @@ class Patch:
         self._data[:] = data
 
     def free(self, places: Sequence[tuple[int, int]]) -> None:
-        """Offset and length of bytes that are needed no longer. They may overlap."""
+        """Offset and length of bytes that are needed no longer. They may overlap, and reach over what is named."""
+        unused: list[tuple[int, int]] = []
         for start, length in sorted(places):
             end = min(start + length, len(self._data))
-            if self._free and start <= self._free[-1][1]:
-                self._free[-1] = (self._free[-1][0], max(end, self._free[-1][1]))
+            if unused and start <= unused[-1][1]:
+                unused[-1] = (unused[-1][0], max(end, unused[-1][1]))
             elif start < end:
-                self._free.append((start, end))
+                unused.append((start, end))
+        self._free = [piece for place in unused for piece in _without(place, self._named)]
 
     def put(self, data: bytes) -> int:
         """Store ``data`` in the first free place it fits, else at the end; return its offset."""
@@ -91,11 +95,24 @@ class Patch:
         """A copy of the directory with the new records, and the header's pointer to it."""
         layout, size = self._directory.layout, 20 if self._directory.layout.big else 12
         records = {
-            tag: bytes(self._data[entry.record_at : entry.record_at + size])
-            for tag, entry in self._directory.entries.items()
-            if tag not in self._removed
+            tag: bytes(self._data[at : at + size]) for tag, at in self._directory.records if tag not in self._removed
         } | self._records
         count = struct.pack(layout.order + ("Q" if layout.big else "H"), len(records))
         following = struct.pack(layout.order + layout.offset_format, self._directory.next_at)
         offset = self.put(count + b"".join(records[tag] for tag in sorted(records)) + following)
         struct.pack_into(layout.order + layout.offset_format, self._data, 8 if layout.big else 4, offset)
+
+
+def _without(place: tuple[int, int], named: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The pieces of a place, start and end, that none of the sorted ``named`` places touches."""
+    start, end = place
+    for first, last in named:
+        if last <= start:
+            continue
+        if first >= end:
+            break
+        if first > start:
+            yield start, first
+        start = max(start, last)
+    if start < end:
+        yield start, end

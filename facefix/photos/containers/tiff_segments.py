@@ -143,13 +143,18 @@ def segments(geometry: Geometry) -> Iterator[Segment]:
                 index += 1
 
 
+def plain_sizes(geometry: Geometry) -> tuple[int, ...]:
+    """Bytes of the samples of each segment."""
+    channels = 1 if geometry.planar else geometry.channels
+    row_bytes = (geometry.columns * channels * geometry.bits + 7) // 8
+    return tuple(row_bytes * segment.height for segment in segments(geometry))
+
+
 def decode(data: bytes, geometry: Geometry, segment: Segment) -> Samples:
     """(h, w, channels) samples of a segment of a plain geometry. Raises ValueError when there are too few."""
     offset, count = geometry.offsets[segment.index], geometry.counts[segment.index]
-    packed = data[offset : offset + count]
-    if len(packed) < count:
-        raise ValueError(f"truncated: segment {segment.index} ends after {len(packed)} of {count} bytes")
-    if geometry.reversed_bits and geometry.bits < 8:
+    packed = data[offset : offset + count]  # a count that reaches past the file means the rest of it, as in libtiff
+    if geometry.reversed_bits:
         packed = packed.translate(_REVERSED)
     channels = 1 if geometry.planar else geometry.channels
     row_bytes = (segment.width * channels * geometry.bits + 7) // 8
@@ -175,7 +180,7 @@ def encode(geometry: Geometry, samples: Samples) -> bytes:
         samples = np.concatenate([samples[:, :1], samples[:, 1:] - samples[:, :-1]], axis=1)
     rows = _to_rows(samples, geometry)
     packed = _pack(rows, geometry.compression)
-    return packed.translate(_REVERSED) if geometry.reversed_bits and geometry.bits < 8 else packed
+    return packed.translate(_REVERSED) if geometry.reversed_bits else packed
 
 
 def _to_samples(rows: NDArray[np.uint8], geometry: Geometry, count: int) -> Samples:

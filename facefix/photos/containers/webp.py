@@ -38,7 +38,7 @@ def open(data: bytes) -> Source:
     chunks, tail = _parse(data)
     found = dict(reversed(chunks))
     frames = sum(kind == b"ANMF" for kind, _ in chunks)
-    animated = bool(found.get(b"VP8X", b"\0")[:1] > b"\0" and found[b"VP8X"][0] & _ANIMATION_FLAG) and frames > 1
+    animated = frames > 0 or bool(found.get(b"VP8X", b"\0")[:1] > b"\0" and found[b"VP8X"][0] & _ANIMATION_FLAG)
     lossless = b"VP8L" in found
     width, height, has_alpha = _size_and_alpha(found)
     exif = found.get(b"EXIF")
@@ -50,8 +50,8 @@ def open(data: bytes) -> Source:
         exif=exif.removeprefix(b"Exif\0\0") if exif else None,
         icc=found.get(b"ICCP"),
         xmp=found.get(b"XMP "),
-        frames=frames if animated else 1,
-        copy_reason=f"animated WebP with {frames} frames" if animated else None,
+        frames=max(frames, 1),
+        copy_reason=f"animated WebP with {frames} frame{'s' * (frames != 1)}" if animated else None,
         details=_Details(tuple(chunks), lossless, _DEFAULT_QUALITY if lossless else _quality(found.get(b"VP8 ")), tail),
     )
 
@@ -117,7 +117,15 @@ def _kept_chunks(
             replaced = True
         elif kind == b"EXIF" and raster.size != source.size:
             prefix = b"Exif\0\0" if payload.startswith(b"Exif\0\0") else b""
-            result.append((kind, prefix + exif_block.with_size(payload.removeprefix(prefix), *raster.size)))
+            result.append(
+                (
+                    kind,
+                    prefix
+                    + exif_block.with_size(
+                        payload.removeprefix(prefix), *raster.size, raster.size[0] // source.size[0]
+                    ),
+                )
+            )
         elif kind == b"VP8X":
             result.append((kind, payload[:4] + _canvas(raster.size)))
         elif not (kind == b"XMP " and xmp is not None):

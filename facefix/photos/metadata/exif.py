@@ -17,6 +17,9 @@ _EXIF_DIRECTORY = 0x8769
 _TIME_ORIGINAL, _OFFSET_ORIGINAL = 0x9003, 0x9011
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 
+_IN_PIXELS = (0x9214, 0xA214, 0xA20E, 0xA20F)
+"""SubjectArea, SubjectLocation, FocalPlaneXResolution, FocalPlaneYResolution"""
+
 _TIME = re.compile(r"(\d{4}):(\d\d):(\d\d)[ T](\d\d):(\d\d):(\d\d)")
 _OFFSET = re.compile(r"([+-])(\d\d):(\d\d)")
 
@@ -47,8 +50,11 @@ def taken(block: bytes | None) -> float | None:
     return float(seconds - sign * (int(offset[2]) * 3600 + int(offset[3]) * 60))
 
 
-def with_size(block: bytes, width: int, height: int) -> bytes:
-    """``block`` with the tags of the stored picture's size, where it has them, set to ``width`` and ``height``."""
+def with_size(block: bytes, width: int, height: int, scale: int = 1) -> bytes:
+    """``block`` with the tags of the stored picture's size, where it has them, set to ``width`` and ``height``.
+
+    What else counts in pixels, the place of the subject and the resolution on the sensor, is multiplied by ``scale``.
+    """
     changed = bytearray(block)
     for directory, width_tag, height_tag in (
         (_first_directory(block), _WIDTH, _HEIGHT),
@@ -57,6 +63,10 @@ def with_size(block: bytes, width: int, height: int) -> bytes:
         if directory is not None:
             ifd.put_integer(changed, directory, width_tag, width)
             ifd.put_integer(changed, directory, height_tag, height)
+    details = _exif_directory(block)
+    if details is not None and scale != 1:
+        for tag in _IN_PIXELS:
+            ifd.multiply(changed, details, tag, scale)
     return bytes(changed)
 
 

@@ -7,11 +7,19 @@ lie, so that maker notes, which point into the block by absolute offsets, surviv
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TYPE_SIZES |= {129: 1}
+"""Bytes of a value by type; 129 is EXIF 3.0's UTF-8."""
+
+_LARGEST_TYPE = 8
+"""Bytes that a value of a type not known here is taken to have at most."""
 
 _INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+
+_RATIONAL, _SIGNED_RATIONAL = 5, 10
 
 _MOST_ENTRIES = 4096
 """More entries than this are taken for damage."""
@@ -62,6 +70,15 @@ class Directory:
     """offset of the next directory; 0 where this is the last"""
     link_at: int
     """where the offset of the next directory stands"""
+    start: int = 0
+    """where the directory begins"""
+    records: tuple[tuple[int, int], ...] = ()
+    """tag and place of every entry's record, also of those that are not understood"""
+
+    @property
+    def end(self) -> int:
+        """The first byte after the directory."""
+        return self.link_at + struct.calcsize(self.layout.order + self.layout.offset_format)
 
 
 def header(block: bytes) -> tuple[Layout, int]:
@@ -91,13 +108,15 @@ def directory(block: bytes, layout: Layout, at: int) -> Directory:
     link_at = start + count * record
     if count > _MOST_ENTRIES or link_at > len(block):
         raise ValueError(f"directory at {at} claims {count} entries")
-    found = (_entry(block, layout, start + index * record) for index in range(count))
+    places = range(start, link_at, record)
+    found = (_entry(block, layout, place) for place in places)
     entries = {entry.tag: entry for entry in found if entry is not None}
+    records = tuple((struct.unpack_from(layout.order + "H", block, place)[0], place) for place in places)
     try:
         next_at = struct.unpack_from(layout.order + layout.offset_format, block, link_at)[0]
     except struct.error:
         next_at = 0
-    return Directory(layout, entries, next_at, link_at)
+    return Directory(layout, entries, next_at, link_at, at, records)
 
 
 def integers(block: bytes, layout: Layout, entry: Entry) -> tuple[int, ...]:
@@ -138,6 +157,41 @@ def put_integer(block: bytearray, found: Directory, tag: int, value: int) -> boo
     except struct.error:
         return False
     return True
+
+
+def multiply(block: bytearray, found: Directory, tag: int, factor: int) -> bool:
+    """Multiply the whole numbers or fractions of ``tag`` where they lie; False when it is missing or one is too large.
+
+    Of a fraction the numerator is multiplied.
+    """
+    entry = found.entries.get(tag)
+    is_fraction = entry is not None and entry.type in (_RATIONAL, _SIGNED_RATIONAL)
+    if entry is None or (entry.type not in _INTEGER_FORMATS and not is_fraction):
+        return False
+    code = ("I" if entry.type == _RATIONAL else "i") * 2 if is_fraction else _INTEGER_FORMATS[entry.type]
+    form = found.layout.order + code * entry.count
+    values = list(struct.unpack_from(form, block, entry.value_at))
+    step = 2 if is_fraction else 1
+    values[::step] = [value * factor for value in values[::step]]
+    try:
+        packed = struct.pack(form, *values)
+    except struct.error:
+        return False
+    block[entry.value_at : entry.value_at + len(packed)] = packed
+    return True
+
+
+def value_places(block: bytes, found: Directory) -> Iterator[tuple[int, int]]:
+    """Start and end of the values that lie outside of the directory, those of types not known here included."""
+    layout = found.layout
+    for _, at in found.records:
+        kind = struct.unpack_from(layout.order + "H", block, at + 2)[0]
+        count = struct.unpack_from(layout.order + layout.offset_format, block, at + 4)[0]
+        size = count * _TYPE_SIZES.get(kind, _LARGEST_TYPE)
+        if size > layout.inline_size:
+            start = struct.unpack_from(layout.order + layout.offset_format, block, at + 4 + layout.inline_size)[0]
+            if start < len(block):
+                yield start, min(start + size, len(block))
 
 
 def _entry(block: bytes, layout: Layout, at: int) -> Entry | None:
