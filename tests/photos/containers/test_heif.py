@@ -170,10 +170,9 @@ def test_code_points_from_the_stream() -> None:
         picture = heif_items.read_picture(data)
         assert code_points(picture.content(1)) == (*points, 1) == heif_items.code_points(picture)
     narrow = heif_items.read_picture(pillow_avif(range="limited"))
-    assert (
-        code_points(narrow.content(1)) == heif_items.code_points(narrow)
-        and (heif_items.code_points(narrow) or ())[3] == 0
-    )
+    points_of_narrow = heif_items.code_points(narrow)
+    assert points_of_narrow is not None and points_of_narrow[3] == 0
+    assert code_points(narrow.content(1)) == points_of_narrow
     assert code_points(b"\x0a\x02\x18") is None
 
 
