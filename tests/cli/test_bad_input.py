@@ -34,7 +34,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Alb
     root = tmp_path_factory.mktemp("bad")
     album = make_album(root / "album", SEED, COUNT)
     before = album.digests()
-    done = restore(album.root, "-o", root / "out", "--jsonl", "-q", "--max-pixels", MAX_PIXELS, model=model)
+    done = restore(
+        album.root, "-o", root / "out", "--jsonl", "-q", "--max-pixels", MAX_PIXELS, "--strict-input", model=model
+    )
     return album, root / "out", done, before
 
 
@@ -109,7 +111,9 @@ def test_the_report_shows_every_file(finished: Run) -> None:
 
 def test_a_second_run_tries_only_the_failures_again(finished: Run, model: Path) -> None:
     album, output, done, _ = finished
-    again = restore(album.root, "-o", output, "--jsonl", "-q", "--max-pixels", MAX_PIXELS, model=model)
+    again = restore(
+        album.root, "-o", output, "--jsonl", "-q", "--max-pixels", MAX_PIXELS, "--strict-input", model=model
+    )
     assert again.code == 3
     assert {row["status"] for row in again.photos} == {"failed"}
     failed = {row["photo"] for row in done.photos if row["status"] == "failed"}

@@ -135,7 +135,10 @@ def test_flagged_faces_end_with_4_if_strict(place: Path, model: Path) -> None:
 def test_unreadable_photos_end_with_3(place: Path, model: Path, tmp_path: Path) -> None:
     landscape(1).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    done = facefix("restore", "a.png", "b.jpg", "-o", "out", "--model", model, "--faces", "dlib", "-q")
+    command = ("restore", "a.png", "b.jpg", "-o", "out", "--model", model, "--faces", "dlib", "-q")
+    assert facefix(*command).code == 0 and (tmp_path / "out" / "b.jpg").is_file()
+    assert facefix(*command).stderr == "", "named once, not every night"
+    done = facefix(*command[:4], "strict", *command[5:], "--strict-input")
     assert done.code == 3 and "b.jpg" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "out" / "a.png").is_file()
 

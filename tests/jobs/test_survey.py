@@ -22,7 +22,7 @@ def test_a_survey_says_what_the_run_then_does(tmp_path: Path) -> None:
     make_photos(tmp_path / "album", a=["ann"], b=["ann", "bob"], sea=[])
     (tmp_path / "album" / "broken.png").write_bytes(b"no picture")
     make_photos(tmp_path / "refs" / "Ann", one=["ann"])
-    settings = Settings(refs=tmp_path / "refs", restore="all", threads=1, report=False)
+    settings = Settings(refs=tmp_path / "refs", restore="all", threads=1, report=False, strict_input=True)
     before = tree(tmp_path)
     request, options = Request((tmp_path / "album",)), Options(backend=marked_backend(), restorer=Checkered())
     survey = survey_album(request, settings, options)
