@@ -76,7 +76,7 @@ class LandmarkNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             before = width
         self.body = nn.Sequential(*layers, nn.Conv2d(before, outlook, 1), nn.ReLU())
         places = (size >> len(widths)) ** 2
-        self.outlook = nn.Sequential(nn.Linear(outlook * places, hidden), nn.ReLU())
+        self.gather = nn.Sequential(nn.Linear(outlook * places, hidden), nn.ReLU())
         self.head = nn.Linear(hidden, 3 * POINTS)
         self.register_buffer("mean_shape", torch.full((POINTS, 2), (CROP_PX - 1) / 2))
         nn.init.zeros_(self.head.weight)
@@ -85,7 +85,7 @@ class LandmarkNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     def forward(self, images: torch.Tensor) -> Landmarks:
         """:param images: (B, 3, S, S), or (B, 1, S, S) luma, FFHQ-framed faces in any range of values."""
         seen = self.standardised(images).to(self.head.weight.dtype)
-        features = self.outlook(self.body(seen).flatten(1))
+        features = self.gather(self.body(seen).flatten(1))
         raw = self.head(features).float().unflatten(1, (POINTS, 3))
         points = self.mean_shape.float() + _STEP_PX * raw[..., :2]
         # Between the limits log sigma is the network's; the slope does not vanish at the start, where it is 8 px.

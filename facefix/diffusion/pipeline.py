@@ -23,9 +23,12 @@ from facefix.diffusion.cachekv import (
     install_cachekv,
     reference_pass,
 )
+from facefix.diffusion.composition import compose_guide, lay_references
 from facefix.diffusion.guide import choose_references, complete, is_guided
 from facefix.diffusion.images import Images, resize, tensor_to_pil, to_tensor
+from facefix.diffusion.landmarks import LandmarkNetwork
 from facefix.diffusion.schedule import prepare
+from facefix.diffusion.survival import SurvivalNetwork
 from facefix.errors import NotFiniteError, UsageError
 
 OutputType = Literal["pil", "pt", "latent"]
@@ -63,15 +66,20 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     :param default_guidance_scale: likewise.
     :param unguided: a denoiser without guide that restores faces without references in place of ``unet``.
     :param unguided_latent_scale: its ``latent_scale``.
+    :param landmarks: finds the landmarks of faces and references, so that references are laid onto the face.
+    :param survival: estimates what damage has left of a face, so that only what is lost is taken from references. Both
+        or neither; without them a guide is completed from the reference that fits best, as it lies.
     """
 
-    model_cpu_offload_seq = "autoencoder->unet->unguided"
-    _optional_components: ClassVar[list[str]] = ["unguided"]
+    model_cpu_offload_seq = "landmarks->survival->autoencoder->unet->unguided"
+    _optional_components: ClassVar[list[str]] = ["unguided", "landmarks", "survival"]
 
     autoencoder: VQModel
     unet: UNet2DModel
     scheduler: SchedulerMixin
     unguided: UNet2DModel | None
+    landmarks: LandmarkNetwork | None
+    survival: SurvivalNetwork | None
 
     def __init__(  # noqa: PLR0913, PLR0917 (diffusers keeps every argument as one entry of the model's configuration)
         self,
@@ -91,6 +99,8 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         default_guidance_scale: float = 1.5,
         unguided: UNet2DModel | None = None,
         unguided_latent_scale: float = 1.0,
+        landmarks: LandmarkNetwork | None = None,
+        survival: SurvivalNetwork | None = None,
     ) -> None:
         super().__init__()
         if reference_encoding not in ("strip", "each"):
@@ -105,7 +115,11 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         self.register_modules(
             autoencoder=install_attention(autoencoder), unet=install_cachekv(unet), scheduler=scheduler
         )
-        self.register_modules(unguided=None if unguided is None else install_cachekv(unguided))
+        if (landmarks is None) != (survival is None):
+            raise UsageError("landmarks, survival: expected both networks or neither, found one")
+        self.register_modules(
+            unguided=None if unguided is None else install_cachekv(unguided), landmarks=landmarks, survival=survival
+        )
         self.register_to_config(
             reference_encoding=reference_encoding,
             quantize_latents=quantize_latents,
@@ -148,7 +162,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             self.unet, latents, encoding=self.config.reference_encoding, sources=tuple(str(name) for name in sources)
         )
         if is_guided(self.unet):
-            cache = replace(cache, images=crops.clamp(-1, 1).half()[None])
+            cache = replace(cache, images=crops.clamp(-1, 1).half()[None], landmarks=self._landmarks(crops))
         if not all(bool(torch.isfinite(v).all() & torch.isfinite(k).all()) for k, v in cache.layers.values()):
             raise NotFiniteError(
                 f"references: expected finite keys and values, found NaN or infinity in {self.unet.dtype}; try fp32"
@@ -305,6 +319,13 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             Branch(slice(batch, 2 * batch), references),
         ), 2
 
+    def _landmarks(self, crops: torch.Tensor) -> torch.Tensor | None:
+        """(1, N, 68, 3) landmarks of references and their deviations, in px of the 512 crop."""
+        if self.landmarks is None:
+            return None
+        found = self.landmarks(crops)
+        return torch.cat([found.points, found.deviation[..., None]], -1)[None]
+
     def _guides(
         self, crops: torch.Tensor, lq_latents: torch.Tensor, references: ReferenceCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -317,8 +338,21 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
                 "one without; call encode_references() of this pipeline"
             )
         crops = crops.to(references.images.device)
-        guides = complete(crops, choose_references(crops, references.images)).clamp(-1, 1)
+        if self.landmarks is None or self.survival is None or references.landmarks is None:
+            guides = complete(crops, choose_references(crops, references.images)).clamp(-1, 1)
+        else:  # face by face: warped references of a whole batch would take much memory
+            guides = torch.cat([self._guide(crop, references, row) for row, crop in enumerate(crops.split(1))])
         return guides, self._encode(resize(guides, self.work_size).clamp(-1, 1))
+
+    def _guide(self, crop: torch.Tensor, references: ReferenceCache, row: int) -> torch.Tensor:
+        """(1, 3, S, S) the guide of one face, from references that are laid onto it."""
+        assert self.landmarks is not None and self.survival is not None
+        assert references.images is not None and references.landmarks is not None
+        row = 0 if len(references.images) == 1 else row
+        laid = lay_references(
+            crop, references.images[row : row + 1], references.landmarks[row : row + 1], self.landmarks
+        )
+        return compose_guide(crop, self.survival(crop), laid).clamp(-1, 1)
 
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.

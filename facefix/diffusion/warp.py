@@ -24,6 +24,9 @@ _COARSE = 33
 _EXPECTED_PX = 9.0
 """Root mean square of how far a point of one aligned picture of a person lies from that of another, in x and in y."""
 
+_STRAIN = 0.6
+"""Stretching (1 is to twice the length) at which a reference looks odd"""
+
 _STIFFNESS = 0.02
 """How much a point may be missed for each px^2 of its variance, in the spline's units"""
 
@@ -66,10 +69,19 @@ def thin_plate_warp(references: Landmarks, faces: Landmarks) -> Warp:
     displacement = _kernel(places, points) @ weights + _affine_part(places) @ affine  # (B, c c, 2)
     nearness = torch.exp(-torch.cdist(places, faces.points.double() / CROP_PX).square() / (2 * 0.06**2)) + 1e-9
     certainty = (nearness * trust[:, None]).sum(2) / nearness.sum(2)
-    return Warp(
-        displacement.mT.unflatten(2, (_COARSE, _COARSE)).float(),
-        certainty[:, None].unflatten(2, (_COARSE, _COARSE)).float(),
-    )
+    moves = displacement.mT.unflatten(2, (_COARSE, _COARSE)).float()
+    return Warp(moves, certainty[:, None].unflatten(2, (_COARSE, _COARSE)).float() * _intact(moves))
+
+
+def _intact(displacement: torch.Tensor) -> torch.Tensor:
+    """(B, 2, c, c) -> (B, 1, c, c): 1 where a picture is only moved, less where stretched, 0 where folded."""
+    step = (CROP_PX - 1) / (_COARSE - 1)
+    down, across = torch.gradient(displacement, spacing=step, dim=(2, 3))
+    (xx, yx), (xy, yy) = across.unbind(1), down.unbind(1)
+    area = (1 + xx) * (1 + yy) - xy * yx
+    strain = xx.square() + yy.square() + (xy + yx).square() / 2
+    kept = torch.exp(-strain / (2 * _STRAIN**2)) * (area > 0.2)
+    return -F.max_pool2d(-kept[:, None], 3, stride=1, padding=1)  # what lies beside a fold is no better
 
 
 def _border() -> torch.Tensor:
