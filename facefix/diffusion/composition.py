@@ -24,6 +24,9 @@ from facefix.diffusion.warp import thin_plate_warp
 _NEIGHBOURHOOD = 7
 """px of a band, within which it is measured whether two faces agree"""
 
+_MOST_PLACES = 128
+"""a side, at which that is measured"""
+
 _SHARPNESS = 12.0
 """of the choice between references: their weights are the softmax of this times their agreement"""
 
@@ -179,17 +182,19 @@ def _inside(images: torch.Tensor) -> torch.Tensor:
 
 
 def _agreement(one: torch.Tensor, other: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """(n, 1, s, s) bands -> 1 where they are the same picture, 0 where they are unrelated.
+    """(n, 1, s, s) bands -> (n, 1, s, s): 1 where they are the same picture, 0 where they are unrelated.
 
     The local correlation over what it would be if the other were the truth, of which ``fraction`` has survived.
     """
     product, first, second = _local_mean(one * other), _local_mean(one.square()), _local_mean(other.square())
-    correlation = product / ((first * second).sqrt() + 2e-5)
+    correlation = _at(product / ((first * second).sqrt() + 2e-5), one.shape[-1])
     return (correlation / fraction.clamp_min(0.05).sqrt()).clamp(0, 1)
 
 
 def _local_mean(images: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(images, _NEIGHBOURHOOD, stride=1, padding=_NEIGHBOURHOOD // 2, count_include_pad=False)
+    """(n, 1, s, s) -> (n, 1, t, t), t at most 128: means over neighbourhoods that overlap."""
+    stride = max(1, images.shape[-1] // _MOST_PLACES)
+    return F.avg_pool2d(images, _NEIGHBOURHOOD, stride, padding=_NEIGHBOURHOOD // 2, count_include_pad=False)
 
 
 def _at(estimate: torch.Tensor, side: int) -> torch.Tensor:
