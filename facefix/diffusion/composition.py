@@ -33,6 +33,11 @@ _SHARPNESS = 12.0
 _FACE = (0.29, 0.86, 0.25, 0.75)
 """top, bottom, left, right of brows to chin in FFHQ's framing, as fractions of the crop"""
 
+_HEALTH = (0.25, 0.5)
+"""mean surviving fraction of all bands up to which all that is missing is taken, and from which on the least"""
+
+_MOST_CAUTION = 2.0
+
 _CONTRAST = (0.35, 1.25)
 """limits of the factor that brings a reference to the photo's contrast"""
 
@@ -75,12 +80,14 @@ def compose_guide(lq: torch.Tensor, survival: Survival, references: LaidReferenc
     coarse, own = bands(luma_chroma(lq.float()))
     lent = None if references is None else _Lent(coarse, own, survival, references)
     print_slope = _print_slope(coarse)
+    caution = _caution(survival)
     for band in reversed(range(len(own))):
         kept = _cleaned(own[band], survival, band, print_slope)
         if lent is not None:
             fraction = _at(survival.fraction[:, band, None], own[band].shape[-1])
             detail, agreed = lent.band(band, kept, fraction)
-            kept = torch.lerp(kept, detail, (1 - fraction) * agreed)
+            missing = (1 - fraction) ** _at(caution, own[band].shape[-1])
+            kept = torch.lerp(kept, detail, missing * agreed)
         coarse = resized(coarse, own[band].shape[-1]) + kept
     return rgb(coarse)
 
@@ -140,6 +147,16 @@ def _chroma(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     slope = (luma * chroma).mean((2, 3), keepdim=True) / (luma.square().mean((2, 3), keepdim=True) + 1e-5)
     rest = chroma - slope * luma
     return slope, rest.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
+def _caution(survival: Survival) -> torch.Tensor:
+    """(B, 1, h, w): power of the missing share that is taken, 1 where little has survived, more where most has.
+
+    What a slightly damaged face seems to lack is as often a fault of the estimate as of the face.
+    """
+    low, high = _HEALTH
+    health = ((survival.fraction.mean(1, keepdim=True) - low) / (high - low)).clamp(0, 1)
+    return 1 + _MOST_CAUTION * health
 
 
 def _print_slope(coarse: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from facefix.device import choose_device
 from facefix.diffusion.images import resize, to_network
-from facefix.diffusion.survival import BANDS, Survival, SurvivalNetwork, true_survival
+from facefix.diffusion.survival import BANDS, Survival, SurvivalNetwork, band_energy, true_survival
 from facefix.errors import UsageError
 from facefix.photos.atomic import replacing
 from facefix.training.config import SurvivalTraining
@@ -110,10 +110,11 @@ class SurvivalTask:
         pieces, truth = self.bank.pieces[chosen, versions], self.bank.truth[chosen, versions]
         pieces, truth = (x.flip(-1) if mirror else x for x in (pieces, truth))
         pieces, truth = (x.transpose(-1, -2) if turn else x for x in (pieces, truth))
+        images = to_network(pieces.to(self.device))
         with autocast(self.device, self.config.machine):
-            found = self.network(to_network(pieces.to(self.device)))
-        error = _stacked(found) - truth.to(self.device).float()
-        squared = error.square().mean((0, 2, 3, 4))
+            found = self.network(images)
+        error = (_stacked(found) - truth.to(self.device).float()).square()
+        squared = (error * _weights(images)).mean((0, 2, 3, 4))
         loss = squared.sum()
         values = {"loss": loss, "fraction": squared[0], "gain": squared[1], "chroma gain": squared[2]}
         return loss, {name: float(value.detach()) for name, value in values.items()}
@@ -177,6 +178,16 @@ class SurvivalTask:
 def _stacked(survival: Survival) -> Tensor:
     """(B, 3, 5, h, w) in the order of the bank."""
     return torch.stack([survival.fraction, survival.gain, survival.chroma_gain], 1)
+
+
+def _weights(images: Tensor) -> Tensor:
+    """(B, 1, 5, h, w), about 1 on the mean: mostly the energy of each band.
+
+    A wrong gain costs the square of its error times the energy of what it is multiplied with.
+    """
+    energy = torch.stack(band_energy(images), 1)
+    share = (energy / energy.mean((0, 2, 3), keepdim=True).clamp_min(1e-8)).clamp(max=8)
+    return (0.4 + 0.6 * share)[:, None]
 
 
 def _map(values: Tensor, side: int) -> Tensor:
