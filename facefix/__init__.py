@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from facefix.diffusion.cachekv import ReferenceCache
-    from facefix.diffusion.landmarks import LandmarkNetwork
     from facefix.diffusion.pipeline import ReFLDMPipeline
-    from facefix.diffusion.survival import SurvivalNetwork
 
 __version__ = "0.1.0"
-__all__ = ["LandmarkNetwork", "ReFLDMPipeline", "ReferenceCache", "SurvivalNetwork", "__version__"]
+__all__ = ["ReFLDMPipeline", "ReferenceCache", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,14 +18,6 @@ def __getattr__(name: str) -> Any:
         from facefix.diffusion.pipeline import ReFLDMPipeline
 
         return ReFLDMPipeline
-    if name == "LandmarkNetwork":
-        from facefix.diffusion.landmarks import LandmarkNetwork
-
-        return LandmarkNetwork
-    if name == "SurvivalNetwork":
-        from facefix.diffusion.survival import SurvivalNetwork
-
-        return SurvivalNetwork
     if name == "ReferenceCache":
         from facefix.diffusion.cachekv import ReferenceCache
 
