@@ -44,3 +44,7 @@ class LockHeld(FacefixError):
     """Another run holds the lock of this output folder."""
 
     exit_code = 75
+
+
+class OutputError(FacefixError):
+    """Nothing more can be written to the output folder; the run ends, and a later one goes on."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from facefix.restorers.base import Pixels
+from facefix.methods.base import Pixels
 
 PEOPLE = ("ann", "bea", "cid", "dan", "eve", "fay")
 """people in the group photo; the names are ours"""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from facefix.device import DTYPES
-from facefix.diffusion.schedule import SAMPLERS
 from facefix.errors import UsageError
+from facefix.networks.schedule import SAMPLERS
 from facefix.settings import Settings
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from facefix import ReFLDMPipeline
-from facefix.diffusion.autoencoder import autoencoder_config, build_autoencoder
-from facefix.diffusion.schedule import ddim_scheduler
-from facefix.diffusion.unet import build_unet, unet_config
+from facefix.networks.autoencoder import autoencoder_config, build_autoencoder
+from facefix.networks.schedule import ddim_scheduler
+from facefix.networks.unet import build_unet, unet_config
 
 
 def tiny_pipeline(*, seed: int = 0, sample_size: int = 8, guided: bool = False, **config: Any) -> ReFLDMPipeline:

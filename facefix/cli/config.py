@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from facefix import weights
 from facefix.cli.app import app
 from facefix.settings import Settings
+from facefix.weights import catalogue as weights
 
 config = typer.Typer(help="Show the settings in force.", no_args_is_help=True)
 app.add_typer(config, name="config")

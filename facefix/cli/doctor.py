@@ -20,7 +20,7 @@ def doctor(
 
     Exits with 1 on a problem.
     """
-    from facefix import doctor as library
+    from facefix.jobs import doctor as library
 
     findings = []
     for finding in library.examine(face):

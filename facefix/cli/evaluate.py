@@ -69,14 +69,15 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     Differences between conditions are paired, with 95 % bootstrap intervals. Identity is embedded on the aligned crop
     as it lies, without detecting the face again.
     """
+    from facefix.datasets.targets import FFHQRefFolders, read_faces, spread
     from facefix.device import choose_device, choose_dtype
-    from facefix.evaluate import Plan, evaluate
-    from facefix.evaluation.faces import FFHQRefFolders, read_faces, spread
+    from facefix.evaluation.measure import evaluate
     from facefix.evaluation.methods import SWEEP, Grid, load_methods
     from facefix.evaluation.metrics import MetricSet, installed_arcface
+    from facefix.evaluation.results import Plan
     from facefix.evaluation.tables import parse_conditions, write_results
     from facefix.progress import open_progress
-    from facefix.weights import best_installed_model
+    from facefix.weights.catalogue import best_installed_model
 
     where = choose_device(device)
     plan = Plan(

@@ -30,8 +30,8 @@ def face(
 ) -> None:
     """Restore one aligned face crop."""
     from facefix.device import choose_device, choose_dtype
-    from facefix.face import restore_crop
-    from facefix.restorers.refldm import SamplingSettings
+    from facefix.jobs.aligned_face import restore_crop
+    from facefix.methods.base import SamplingSettings
 
     where = choose_device(device)
     settings = SamplingSettings(steps, guidance, sampler, seed)

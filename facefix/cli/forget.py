@@ -23,7 +23,7 @@ def forget(
     The name, and the small pictures of the faces, go from people.toml and the report too. Restored photos stay. A later
     run over the same photos and portraits makes embeddings again.
     """
-    from facefix.forget import forget as forget_embeddings
+    from facefix.jobs.forget import forget as forget_embeddings
 
     done = forget_embeddings(output, person)
     if as_json:

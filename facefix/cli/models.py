@@ -11,10 +11,11 @@ from typing import Any
 
 import typer
 
-from facefix import checksums, weights
 from facefix.cli.app import app
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
-from facefix.photos.atomic import sha256_of
+from facefix.files.digests import sha256_of
+from facefix.weights import catalogue as weights
+from facefix.weights import checksums
 
 models = typer.Typer(help="List, fetch, verify and import weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
@@ -177,7 +178,7 @@ def import_model(
     """Turn published checkpoints into a folder that facefix and diffusers load."""
     if kind != "refldm":
         raise UsageError(f"models import: expected refldm, found {kind!r}")
-    from facefix.diffusion.convert import import_refldm
+    from facefix.methods.refldm.convert import import_refldm
 
     folder = import_refldm(checkpoint, vqgan, config, to)
     weights.seal_installed(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
 
 import typer
 
+from facefix.errors import UsageError
+from facefix.restoration.run import Request
 from facefix.settings import Settings
 
 _DECLARATIONS: dict[str, tuple[str, ...]] = {
@@ -88,3 +92,46 @@ def _plain_type(annotation: Any) -> Any:
         return list[str]
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return kinds[0] if kinds else annotation
+
+
+STDIN = "-"
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ALBUM...", help="Folders and photos; - reads names of photos from standard input."),
+]
+
+
+FilesFrom = Annotated[Path | None, typer.Option(metavar="FILE", help="Read names of photos from a file, one a line.")]
+
+
+Nul = Annotated[bool, typer.Option("-0", "--null", help="Names in --files-from and - end with NUL, not with a line.")]
+
+
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings; default: facefix.toml in this folder.")]
+
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only problems, as cron should mail.")]
+
+
+def request_of(inputs: list[str], files_from: Path | None, *, null: bool) -> Request:
+    """What the arguments name. Raises UsageError when that is nothing, or a list cannot be read."""
+    from facefix.restoration.run import Request
+    from facefix.restoration.scan import read_list
+
+    listed: list[Path] = []
+    if null and STDIN not in inputs and files_from is None:
+        raise UsageError("-0: expected names from --files-from FILE or -, found neither")
+    if STDIN in inputs:
+        listed += read_list(sys.stdin.buffer.read(), nul=null)
+    if files_from is not None:
+        try:
+            data = sys.stdin.buffer.read() if str(files_from) == STDIN else files_from.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--files-from {files_from}: cannot be read: {error.strerror or error}") from error
+        listed += read_list(data, nul=null)
+    given = tuple(Path(name) for name in inputs if name != STDIN)
+    if not given and not listed and files_from is None and STDIN not in inputs:
+        raise UsageError("ALBUM: expected a folder, photos, - or --files-from FILE, found nothing")
+    return Request(given, tuple(listed))

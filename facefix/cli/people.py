@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facefix.cli.app import app
-from facefix.cli.options import with_settings
-from facefix.cli.restore import Config, FilesFrom, Inputs, Nul, Quiet, print_json, request_of
+from facefix.cli.console import print_json
+from facefix.cli.options import Config, FilesFrom, Inputs, Nul, Quiet, request_of, with_settings
 
 if TYPE_CHECKING:
     from facefix.faces.face import Face
     from facefix.progress import Progress
-    from facefix.survey import PersonRow, Survey
+    from facefix.restoration.survey import PersonRow, Survey
 
 SETTINGS = (
     "output", "refs", "refs_from", "max_references", "faces", "min_face", "restore", "recursive", "exclude",
@@ -40,8 +40,9 @@ def people(
 
     Writes nothing without --html.
     """
-    from facefix.job import Options, survey_album
+    from facefix.jobs.survey import survey_album
     from facefix.progress import open_progress
+    from facefix.restoration.run import Options
     from facefix.settings import Settings
 
     settings = Settings.load(flags, config=config)
@@ -104,7 +105,7 @@ def print_table(survey: Survey) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from facefix.photos.scan import printable
+    from facefix.files.names import printable
 
     table = Table("id", "name", "faces", "portraits", "to restore", "references", show_lines=True)
     for row in survey.persons():

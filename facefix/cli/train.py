@@ -24,7 +24,7 @@ _DUPLICATE = {"dlib": 0.15, "arcface": 0.1}
 @train.command()
 def autoencoder(config: Config, resume: Resume = False) -> None:
     """Train the autoencoder; the averaged model lies in RUN/model afterwards."""
-    from facefix.training.autoencoder_loop import train_autoencoder
+    from facefix.training.autoencoder import train_autoencoder
     from facefix.training.config import AutoencoderTraining, read_config
 
     settings = read_config(config, AutoencoderTraining)
@@ -35,8 +35,8 @@ def autoencoder(config: Config, resume: Resume = False) -> None:
 @train.command()
 def denoiser(config: Config, resume: Resume = False) -> None:
     """Train the denoiser on a frozen autoencoder; the whole pipeline lies in RUN/model afterwards."""
+    from facefix.methods.refldm.training import train_denoiser
     from facefix.training.config import DenoiserTraining, read_config
-    from facefix.training.denoiser_loop import train_denoiser
 
     settings = read_config(config, DenoiserTraining)
     outcome = train_denoiser(settings, resume=resume)
@@ -84,8 +84,8 @@ def refs(
     seed: Annotated[int, typer.Option(help="Seed of the split into train, val and test.")] = 1,
 ) -> None:
     """Find the people in a folder of faces and write FFHQ-Ref-style reference mappings, split by person."""
+    from facefix.datasets.mappings import MappingRules, embed_folder, pairwise, write_mappings
     from facefix.errors import UsageError
-    from facefix.training.mappings import MappingRules, embed_folder, pairwise, write_mappings
 
     if identity not in _SAME:
         raise UsageError(f"--identity: expected one of {sorted(_SAME)}, found {identity!r}")

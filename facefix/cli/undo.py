@@ -25,8 +25,8 @@ def undo(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> int:
     """Give outputs the original pixels of their restored faces back. The next run leaves them so."""
-    from facefix.photos.scan import printable
-    from facefix.takeback import take_back
+    from facefix.files.names import printable
+    from facefix.jobs.undo import take_back
 
     done, failed = [], 0
     for result in take_back(paths, stores=stores, target=output, force=force, wait_seconds=wait):

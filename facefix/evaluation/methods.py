@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from facefix.diffusion import autoencoder
-from facefix.diffusion.images import pixels_to_tensor, resize, tensor_to_pixels
-from facefix.diffusion.schedule import make_sampler
-from facefix.evaluate import Method
-from facefix.restorers import load
-from facefix.restorers.base import Pixels, Restorer
-from facefix.restorers.refldm import ReFLDMRestorer, SamplingSettings
+from facefix.evaluation.results import Method
+from facefix.methods.base import Pixels, Restorer, SamplingSettings
+from facefix.methods.refldm.restorer import ReFLDMRestorer
+from facefix.methods.registry import load
+from facefix.networks import autoencoder
+from facefix.networks.images import pixels_to_tensor, resize, tensor_to_pixels
+from facefix.networks.schedule import make_sampler
 
 
 @dataclass(frozen=True, slots=True)

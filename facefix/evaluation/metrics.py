@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from facefix.restorers.base import Pixels
-from facefix.training.identity import ArcFace, DlibFaceNet, IdentityNetwork
-from facefix.training.perceptual import PerceptualDistance
+from facefix.methods.base import Pixels
+from facefix.metrics.identity import ArcFace, DlibFaceNet, IdentityNetwork
+from facefix.metrics.perceptual import PerceptualDistance
+from facefix.metrics.pixels import psnr, ssim
 
 Scores = dict[str, NDArray[np.float64]]
 """Metric name -> (N,) one number per face."""
 
 _LPIPS_BACKBONE = "vgg16-397923af.pth"
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +34,6 @@ class Metric:
     better: Literal["higher", "lower"]
     digits: int
     """after the point, where it is printed"""
-
-
-def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """(B,) peak signal-to-noise ratio in dB of (B, 3, H, W) in [0, 1], over all channels; 100 for equal pictures."""
-    error = (first - second).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-    return -10 * error.log10()
-
-
-def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """(B,) structural similarity of (B, 3, H, W) in [0, 1], on the luma.
-
-    Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, windows wholly inside the picture.
-    """
-    offsets = torch.arange(11, dtype=first.dtype, device=first.device) - 5
-    window = torch.exp(-offsets.square() / (2 * 1.5**2))
-    window = window / window.sum()
-    luma = first.new_tensor(_LUMA).view(1, 3, 1, 1)
-    x, y = (first * luma).sum(1, keepdim=True), (second * luma).sum(1, keepdim=True)
-
-    def local_mean(image: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(image, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
-
-    mean_x, mean_y = local_mean(x), local_mean(y)
-    var_x = local_mean(x * x) - mean_x.square()
-    var_y = local_mean(y * y) - mean_y.square()
-    covariance = local_mean(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
-        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
-    )
-    return similarity.mean(dim=(1, 2, 3))
 
 
 class MetricSet:
@@ -130,7 +99,7 @@ class MetricSet:
 
 def installed_arcface() -> Path | None:
     """insightface's recognition network of the weights ``buffalo_l``, where they and onnx2torch are installed."""
-    from facefix.weights import weights_dir
+    from facefix.weights.catalogue import weights_dir
 
     path = weights_dir() / "buffalo_l" / "w600k_r50.onnx"
     return path if path.is_file() and find_spec("onnx2torch") is not None else None

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from facefix.evaluate import LQ_INPUT, RESTORED, THUMBNAIL_PX, Condition, Evaluation, RunKey, target_crop, thumbnail
-from facefix.evaluation.faces import EvaluationFace, read_crop
+from facefix.datasets.targets import EvaluationFace, read_crop
+from facefix.evaluation.measure import target_crop
+from facefix.evaluation.results import LQ_INPUT, RESTORED, THUMBNAIL_PX, Condition, Evaluation, RunKey, thumbnail
 
 WORST = 10
 MAX_ROWS = 40

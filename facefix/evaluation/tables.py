@@ -16,7 +16,7 @@ from rich.table import Table
 
 from facefix import __version__
 from facefix.errors import UsageError
-from facefix.evaluate import RESTORED, Condition, Evaluation, Run, RunKey
+from facefix.evaluation.results import RESTORED, Condition, Evaluation, Run, RunKey
 
 MIB = 1024 * 1024
 

@@ -93,7 +93,7 @@ class _Recipe:
 def _home(weights_dir: Path | None) -> Path:
     if weights_dir is not None:
         return weights_dir
-    from facefix import weights
+    from facefix.weights import catalogue as weights
 
     return weights.weights_dir()
 

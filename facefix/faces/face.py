@@ -85,3 +85,6 @@ class Person:
     """faces of this person among the portraits given by the user"""
     centroid: Embedding | None
     references: tuple[Reference, ...] = ()
+
+
+FaceKey = tuple[str, int]

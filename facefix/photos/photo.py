@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import FacefixError, PhotoError, UsageError
-from facefix.photos import atomic, colour, exif, raster, turning
-from facefix.photos.blend import picture_part
+from facefix.files import atomic
+from facefix.files.names import printable
+from facefix.photos import colour, raster
+from facefix.photos import orientation as turning
 from facefix.photos.containers import bmp, heif, jpeg, png, raw, tiff, webp
 from facefix.photos.containers.base import Container, Source
 from facefix.photos.formats import RAW_SUFFIXES, missing_extra, sniff
+from facefix.photos.metadata import exif
 from facefix.photos.raster import Change, Raster
-from facefix.photos.region import Region
-from facefix.photos.scan import printable
+from facefix.photos.region import Region, picture_part
 
 __all__ = [
     "MAX_PIXELS",

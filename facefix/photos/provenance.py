@@ -15,11 +15,12 @@ from lxml import etree
 
 from facefix import __version__
 from facefix.errors import PhotoError
+from facefix.photos.metadata.xmp import RDF, empty_packet, parse_packet, rdf_root, serialize_packet
 from facefix.photos.turned_box import Box, stored_box
-from facefix.photos.xmp import RDF, empty_packet, parse_packet, rdf_root, serialize_packet
 
 if TYPE_CHECKING:
-    from facefix.photos.photo import Photo, Region
+    from facefix.photos.photo import Photo
+    from facefix.photos.region import Region
 
 IPTC_EXT: Final = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 FACEFIX: Final = "urn:facefix:xmp:1.0/"

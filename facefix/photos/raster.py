@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from facefix.photos.colour import Profile
-from facefix.photos.turning import contiguous
+from facefix.photos.orientation import contiguous
 
 Samples = NDArray[Any]
 Floats = NDArray[np.float32]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from facefix.errors import UsageError
-from facefix.photos.turning import Box
+from facefix.photos.orientation import Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,3 +41,35 @@ class Region:
     def box(self) -> Box:
         """left, top, right, bottom in pixels of the upright photo times ``scale``."""
         return (self.left, self.top, self.left + self.alpha.shape[1], self.top + self.alpha.shape[0])
+
+
+Photo = NDArray[Any]
+
+
+_LANCZOS_REACH = 4
+"""Photo pixels round a part that its enlargement depends on, and one to spare."""
+
+
+def _to_uint8(pixels: Photo) -> NDArray[np.uint8]:
+    return np.clip(np.rint(np.asarray(pixels, dtype=np.float32) * 255), 0, 255).astype(np.uint8)
+
+
+def _to_float(pixels: Photo) -> NDArray[np.float32]:
+    """uint8, or float 0..1, as float32 0..1."""
+    scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
+    return scaled
+
+
+def picture_part(photo: Photo, box: tuple[int, int, int, int], scale: int) -> NDArray[np.float32]:
+    """(h, w, 3) float 0..1: ``box`` of the photo enlarged ``scale`` times with Lanczos, as the whole photo would be."""
+    left, top, right, bottom = box
+    if scale == 1:
+        return _to_float(photo[top:bottom, left:right])
+    if right <= left or bottom <= top:
+        return np.zeros((bottom - top, right - left, 3), np.float32)
+    pixels = photo if photo.dtype == np.uint8 else _to_uint8(photo)
+    x0, y0 = max(left // scale - _LANCZOS_REACH, 0), max(top // scale - _LANCZOS_REACH, 0)
+    x1, y1 = -(-right // scale) + _LANCZOS_REACH, -(-bottom // scale) + _LANCZOS_REACH
+    part = Image.fromarray(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
+    large = np.asarray(part.resize((part.width * scale, part.height * scale), Image.Resampling.LANCZOS))
+    return _to_float(large[top - y0 * scale : bottom - y0 * scale, left - x0 * scale : right - x0 * scale])

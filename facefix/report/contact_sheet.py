@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 from facefix import __version__
-from facefix.album import PEOPLE_FILE
-from facefix.corrections import as_entries
-from facefix.people_file import FaceLabeller, write_people_file
-from facefix.photos import atomic
-from facefix.photos.lock import locked
+from facefix.files import atomic
+from facefix.files.lock import locked
+from facefix.people.corrections import as_entries
+from facefix.people.people_file import PEOPLE_FILE, FaceLabeller, write_people_file
 from facefix.report.model import Box
 from facefix.report.page import THUMBS, asset, environment, file_state, policy, text_of
 from facefix.report.thumbnails import Cut, Sheet, in_units, make_thumbnails, remove_others
 
 if TYPE_CHECKING:
     from facefix.faces.face import Face
-    from facefix.survey import PersonRow, Survey
+    from facefix.restoration.survey import PersonRow, Survey
 
 SHEET_FOLDER: Final = "facefix-people"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facefix.album import PEOPLE_FILE
 from facefix.errors import UsageError
-from facefix.people_file import PeopleFile
-from facefix.people_now import with_names_now
-from facefix.photos.ledger import FORGOTTEN, LEDGER_NAME, FaceOutcome, Ledger, PhotoOutcome, ReferenceNote
-from facefix.photos.scan import OUTPUT_MARKER
+from facefix.outputs.folder import LEDGER_NAME, OUTPUT_MARKER
+from facefix.outputs.ledger import Ledger
+from facefix.outputs.outcomes import FaceOutcome, PhotoOutcome, ReferenceNote
+from facefix.outputs.schema import FORGOTTEN
+from facefix.people.people_file import PEOPLE_FILE, PeopleFile
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
+from facefix.report.names import with_names_now
 
 
 def report_of(output: Path) -> Report:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from facefix import __version__
-from facefix.photos import atomic
+from facefix.files import atomic
 from facefix.report.model import ReferenceUse, Report, ReportFace, ReportPhoto
 from facefix.report.thumbnails import Cut, Sheet, in_units, make_thumbnails, remove_others
 

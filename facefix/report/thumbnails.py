@@ -15,7 +15,7 @@ from typing import Final
 from PIL import Image, ImageOps
 
 from facefix.errors import PhotoError
-from facefix.photos import atomic
+from facefix.files import atomic
 from facefix.photos.photo import MAX_PIXELS, read_photo
 from facefix.report.model import Box
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from facefix.errors import CheckpointError
-from facefix.photos.atomic import replacing
+from facefix.files.atomic import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from facefix.diffusion.autoencoder import DOWNSAMPLE_FACTOR, decode
-from facefix.diffusion.images import to_network
-from facefix.errors import WeightsUnavailable
+from facefix.datasets.faces import TrainingFace, load_pixels
+from facefix.metrics.identity import identity_network
+from facefix.metrics.perceptual import PerceptualDistance
+from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, decode
+from facefix.networks.images import to_network
 from facefix.training.config import DecodedLosses
-from facefix.training.dataset import TrainingFace, load_pixels
-from facefix.training.identity import ArcFace, DlibFaceNet, IdentityNetwork
 from facefix.training.losses import identity_weight
-from facefix.training.perceptual import PerceptualDistance
 
 _FACE_CENTRE = (0.56, 0.5)
 """row and column of the middle between brows and chin in FFHQ's framing, as fractions of the crop"""
@@ -102,20 +99,3 @@ class DecodedTerms:
             if key not in self._embeddings:
                 self._embeddings[key] = cast(Any, self.identity).embed(picture[None]).float()
         return torch.cat([self._embeddings[key] for key in keys])
-
-
-def identity_network(name: str) -> IdentityNetwork:
-    """The face-recognition network of a configuration.
-
-    ``dlib`` is installed with facefix. ``arcface`` reads the ONNX file that the environment variable
-    ``FACEFIX_ARCFACE`` names. Raises WeightsUnavailable when that is not set.
-    """
-    if name == "dlib":
-        return DlibFaceNet()
-    path = os.environ.get("FACEFIX_ARCFACE")
-    if not path:
-        raise WeightsUnavailable(
-            "identity_network arcface: expected the path of insightface's recognition ONNX file in the environment "
-            "variable FACEFIX_ARCFACE, found none; set it, or use dlib"
-        )
-    return ArcFace(Path(path))

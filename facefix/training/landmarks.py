@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from facefix.datasets.degradation import degrade
+from facefix.datasets.faces import TrainingFace, find_faces, hold_out, load_native
 from facefix.device import choose_device
-from facefix.diffusion.images import resize
-from facefix.diffusion.landmarks import CROP_PX, MIRRORED, POINTS, LandmarkNetwork, Landmarks, negative_log_likelihood
 from facefix.errors import UsageError
 from facefix.faces.landmarks68 import CropLandmarks
-from facefix.photos.atomic import replacing
+from facefix.files.atomic import replacing
+from facefix.networks.images import resize
+from facefix.networks.landmarks import CROP_PX, MIRRORED, POINTS, LandmarkNetwork, Landmarks, negative_log_likelihood
 from facefix.training.config import LandmarkTraining
-from facefix.training.dataset import TrainingFace, find_faces, hold_out, load_native
-from facefix.training.degradation import degrade
 from facefix.training.loop import Leg, Moment, Outcome, autocast, place
 from facefix.training.runs import Sheet
 

@@ -16,16 +16,16 @@ from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from facefix.diffusion.autoencoder import encode
-from facefix.diffusion.guide import complete
-from facefix.diffusion.images import resize
+from facefix.datasets.augment import ALIGNED, PUBLISHED, SAME_PICTURE, augment
+from facefix.datasets.degradation import degrade
+from facefix.datasets.faces import TrainingFace, load_native
 from facefix.errors import UsageError
-from facefix.photos.atomic import replacing
+from facefix.files.atomic import replacing
+from facefix.networks.autoencoder import encode
+from facefix.networks.guide import complete
+from facefix.networks.images import resize
 from facefix.training.config import Bank, Machine
-from facefix.training.dataset import TrainingFace, load_native
-from facefix.training.degradation import degrade
 from facefix.training.loop import autocast
-from facefix.training.references import ALIGNED, PUBLISHED, SAME_PICTURE, augment
 
 _SHARD_FACES = 32
 _FULL_PX = 512

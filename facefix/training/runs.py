@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from facefix.errors import UsageError
-from facefix.photos.atomic import replacing
+from facefix.files.atomic import replacing
 from facefix.training.checkpoint import load_checkpoint
 from facefix.training.config import AnyTraining, write_config
 

@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from facefix.datasets.degradation import degrade, targets
+from facefix.datasets.faces import TrainingFace, find_faces, hold_out, load_native
 from facefix.device import choose_device
-from facefix.diffusion.images import resize, to_network
-from facefix.diffusion.survival import BANDS, Survival, SurvivalNetwork, band_energy, true_survival
 from facefix.errors import UsageError
-from facefix.photos.atomic import replacing
+from facefix.files.atomic import replacing
+from facefix.networks.images import resize, to_network
+from facefix.networks.survival import BANDS, Survival, SurvivalNetwork, band_energy, true_survival
 from facefix.training.config import SurvivalTraining
-from facefix.training.dataset import TrainingFace, find_faces, hold_out, load_native
-from facefix.training.degradation import degrade, targets
 from facefix.training.loop import Leg, Moment, Outcome, autocast, place
 from facefix.training.runs import Sheet
 

@@ -27,9 +27,10 @@ from facefix.faces import align
 from facefix.faces.backends import Backend, load_backend
 from facefix.faces.embed import DLIB_SCALE
 from facefix.faces.face import Detection, Face
-from facefix.faces.grouping import Constraints, group
-from facefix.faces.people import choose_references, group_faces
 from facefix.faces.quality import assess, yaw_of
+from facefix.people.groups import group_faces
+from facefix.people.linkage import Constraints, group
+from facefix.people.references import choose_references
 
 SPLITS = ("train512", "train256", "eval_public")
 
@@ -242,7 +243,7 @@ def measure_portraits(shared: Path, people: int) -> None:
 
 
 def _degraded(crop: NDArray[np.uint8], preset: str, seed: int) -> NDArray[np.uint8]:
-    from facefix.training import degradation
+    from facefix.datasets import degradation
 
     image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
     bad = degradation.apply(image, [degradation.draw(preset, seed)])[0].permute(1, 2, 0).numpy()

@@ -31,11 +31,12 @@ from albums import PEOPLE, landscape, old_photo
 from facefix.faces.align import crop_matrix, warp
 from facefix.faces.backends import Backend, load_backend
 from facefix.faces.face import Detection
-from facefix.job import Options, Request, restore_album
+from facefix.jobs.restore import restore_album
+from facefix.methods.base import Pixels
 from facefix.photos.photo import read_photo
-from facefix.restorers.base import Pixels
+from facefix.restoration.run import Options, Request
+from facefix.restoration.summary import Summary
 from facefix.settings import Settings
-from facefix.summary import Summary
 
 
 @dataclass(frozen=True)

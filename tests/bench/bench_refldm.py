@@ -35,10 +35,10 @@ from rich.table import Table
 
 from facefix import ReferenceCache, ReFLDMPipeline
 from facefix.device import DTYPES, choose_device
-from facefix.diffusion.autoencoder import build_autoencoder
-from facefix.diffusion.cachekv import attention_layers, denoise, reference_pass
-from facefix.diffusion.schedule import ddim_scheduler
-from facefix.diffusion.unet import build_unet
+from facefix.networks.autoencoder import build_autoencoder
+from facefix.networks.cachekv import attention_layers, denoise, reference_pass
+from facefix.networks.schedule import ddim_scheduler
+from facefix.networks.unet import build_unet
 
 REFERENCES = (0, 1, 2, 5)
 FACES, STEPS, SET_SIZE = 20, 50, 5

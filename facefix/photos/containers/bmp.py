@@ -13,8 +13,8 @@ import numpy as np
 from PIL import BmpImagePlugin, Image
 
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Bytes8, Raster
-from facefix.photos.turning import contiguous
 
 _HEADER_BYTES = 14
 _UNCOMPRESSED, _BITFIELDS = 0, 3

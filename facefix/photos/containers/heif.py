@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
-from facefix.photos import exif as exif_block
-from facefix.photos import turning
+from facefix.photos import orientation as turning
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Raster
-from facefix.photos.turning import contiguous
 
 _QUALITY = 90
 """Neither format records the quality it was written with."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from facefix.photos import exif as exif_block
-from facefix.photos import ifd
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.metadata import ifd
+from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Raster
-from facefix.photos.turning import contiguous
 
 _SOI, _EOI, _SOS, _DQT, _DRI, _COM, _APP0, _APP1, _APP2, _APP13, _APP14 = (
     *(0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE),

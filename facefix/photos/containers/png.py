@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from facefix.photos import exif as exif_block
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Bytes8, Raster
-from facefix.photos.turning import contiguous
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6

@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 from facefix.errors import PhotoError
-from facefix.photos import exif as exif_block
-from facefix.photos import ifd
 from facefix.photos.containers import jpeg, raw_metadata
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.containers.raw_metadata import Described
 from facefix.photos.containers.tiff_patch import Patch
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.metadata import ifd
+from facefix.photos.metadata.regions import upright_packet
 from facefix.photos.raster import Raster, to_8bit
-from facefix.photos.regions_xmp import upright_packet
 
 _JPEG_QUALITY = 95
 _EMPTY_BLOCK = b"II*\0\x08\0\0\0" + b"\0\0" + b"\0\0\0\0"

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from facefix.photos import ifd
 from facefix.photos.containers import jpeg
+from facefix.photos.metadata import ifd
 
 XMP, IPTC, RESOURCES = 700, 33723, 34377
 _PACKETS = (XMP, IPTC, RESOURCES)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-from facefix.photos import exif as exif_block
-from facefix.photos import ifd, turning
+from facefix.photos import orientation as turning
 from facefix.photos.containers import libtiff, tiff_patch, tiff_segments
 from facefix.photos.containers.base import Encoded, Source
 from facefix.photos.containers.tiff_segments import Geometry
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.metadata import ifd
 from facefix.photos.raster import Alpha, Bytes8, Model, Raster
 
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266

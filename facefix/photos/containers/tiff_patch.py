@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from facefix.photos import ifd
+from facefix.photos.metadata import ifd
 
 _BYTE, _SHORT, _LONG, _LONG8 = 1, 3, 4, 16
 _FORMATS = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}

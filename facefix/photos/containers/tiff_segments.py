@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facefix.photos import ifd
 from facefix.photos.containers import libtiff
-from facefix.photos.turning import contiguous
+from facefix.photos.metadata import ifd
+from facefix.photos.orientation import contiguous
 
 Samples = NDArray[Any]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, WebPImagePlugin
 
-from facefix.photos import exif as exif_block
 from facefix.photos.containers.base import Encoded, Source
+from facefix.photos.metadata import exif as exif_block
+from facefix.photos.orientation import contiguous
 from facefix.photos.raster import Raster
-from facefix.photos.turning import contiguous
 
 _PICTURE = frozenset({b"VP8 ", b"VP8L", b"ALPH"})
 _ICC_FLAG, _ALPHA_FLAG, _EXIF_FLAG, _XMP_FLAG, _ANIMATION_FLAG = 0x20, 0x10, 0x08, 0x04, 0x02

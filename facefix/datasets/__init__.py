@@ -1,0 +1,1 @@
+"""Faces for training and evaluation: where they are, how they are degraded and augmented."""

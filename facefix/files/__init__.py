@@ -1,0 +1,1 @@
+"""Files on disk, whatever is in them: atomic writes, locks, names, digests."""

@@ -1,0 +1,1 @@
+"""What a command does, mostly one module a command."""

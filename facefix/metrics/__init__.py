@@ -1,0 +1,1 @@
+"""Distances between pictures: identity, perception, pixels."""

@@ -1,0 +1,1 @@
+"""EXIF, TIFF directories and XMP as they lie in files."""

@@ -1,0 +1,1 @@
+"""The journey of an album: scan, index, people, plan, restore, record."""

@@ -1,0 +1,1 @@
+"""Weights: the catalogue, downloads, installation, checksums."""
