@@ -8,7 +8,7 @@ The published ranges speak of 512 x 512 crops. For smaller pictures of the same 
 blur, kernel and factor shrink with it, so that the small low-quality image in the middle has the same number of pixels
 and looks the same; only a factor that would fall below 1 (the picture has not that many pixels to lose) stays at 1.
 
-The preset ``archive`` is made otherwise, of all that happens to old photographs (:mod:`facefix.training.archive`); what
+The preset ``archive`` is made otherwise, of all that happens to old photographs (:mod:`facefix.datasets.archive`); what
 its faces should be restored to is not the picture that was degraded but that picture in the photo's tone: ``targets``.
 """
 
@@ -28,9 +28,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from facefix.datasets import archive
 from facefix.datasets import jpeg as torch_jpeg
 from facefix.errors import UsageError
-from facefix.training import archive
 
 Jpeg = Literal["pillow", "torch"]
 

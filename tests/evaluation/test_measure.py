@@ -15,6 +15,7 @@ from faces_on_disk import write_manifest_set
 from PIL import Image
 from tiny import tiny_pipeline
 
+from facefix.datasets import archive
 from facefix.datasets.targets import EvaluationFace, read_crop, read_faces
 from facefix.errors import NotFiniteError, UsageError
 from facefix.evaluation.measure import degraded_crop, evaluate, target_crop
@@ -34,7 +35,6 @@ from facefix.evaluation.results import (
 from facefix.evaluation.sheets import draw_sheet, worst_faces
 from facefix.evaluation.tables import as_json
 from facefix.methods.base import Pixels
-from facefix.training import archive
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facefix.training.archive_capture import (
+from facefix.datasets.archive_capture import (
     Blur,
     Filter,
     Interlace,
@@ -34,7 +34,7 @@ from facefix.training.archive_capture import (
     Sharpen,
     Step,
 )
-from facefix.training.archive_surface import Cracks, Crease, Dust, Foxing, Grain, Halftone, Scratches, Texture
+from facefix.datasets.archive_surface import Cracks, Crease, Dust, Foxing, Grain, Halftone, Scratches, Texture
 
 Medium = Literal["print", "page", "video", "web", "screen"]
 ToneKind = Literal["colour", "faded", "grey", "toned"]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from facefix.training.archive_capture import places, smooth_field
+from facefix.datasets.archive_capture import places, smooth_field
 
 _INK = (0.35, 0.6, 1.0)
 """What a brown stain takes of red, green and blue, relative to blue."""

@@ -11,11 +11,11 @@ import skimage.data
 import torch
 from torch.nn import functional as F
 
+from facefix.datasets import archive
+from facefix.datasets.archive import MEDIA, TONES, Tone
+from facefix.datasets.archive_capture import Blur, Interlace, Jpeg, Mosaic, Noise, Resolution, Screen, Sharpen, Step
+from facefix.datasets.archive_surface import Cracks, Crease, Dust, Foxing, Grain, Halftone, Scratches, Texture
 from facefix.datasets.degradation import degrade, targets
-from facefix.training import archive
-from facefix.training.archive import MEDIA, TONES, Tone
-from facefix.training.archive_capture import Blur, Interlace, Jpeg, Mosaic, Noise, Resolution, Screen, Sharpen, Step
-from facefix.training.archive_surface import Cracks, Crease, Dust, Foxing, Grain, Halftone, Scratches, Texture
 
 GREY = Tone(0.0, (0.1,) * 3, (0.9,) * 3, 1.0)
 
