@@ -58,7 +58,7 @@ bench: $(READY)
 	$(BIN)/python tests/bench/bench_refldm.py --json bench.json
 
 demo: $(READY)
-	$(BIN)/python -m facefix.demo $(DEMO)
+	$(BIN)/python -m facefix.cli.demo $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

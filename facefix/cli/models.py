@@ -15,7 +15,7 @@ from facefix.cli.app import app
 from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
 from facefix.files.digests import sha256_of
 from facefix.weights import catalogue as weights
-from facefix.weights import checksums
+from facefix.weights import checksums, install
 
 models = typer.Typer(help="List, fetch, verify and import weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
@@ -60,7 +60,7 @@ def _describe(entry: weights.Weights) -> dict[str, Any]:
     folder = weights.installed_folder(entry.name)
     files = []
     for file in entry.files:
-        sha256, known_from = weights.known_sha256(file)
+        sha256, known_from = install.known_sha256(file)
         files.append(
             {"name": file.name, "url": file.url, "size": file.size, "sha256": sha256, "sha256_known_from": known_from}
         )
@@ -134,7 +134,7 @@ def pull(
         print(f"{name}: licence: {entry.licence}\n{name}: see {entry.licence_url}", file=sys.stderr)
     if entry.note:
         print(f"{name}: {entry.note}", file=sys.stderr)
-    options = weights.PullOptions(
+    options = install.PullOptions(
         accept_licence=accept_licence,
         given=tuple(given),
         mirror=mirror,
@@ -142,15 +142,15 @@ def pull(
         keep_downloads=keep_downloads,
     )
     with _observer() as observer:
-        folder = weights.pull(entry, options, observer=observer)
+        folder = install.pull(entry, options, observer=observer)
     print(folder)
 
 
 @contextmanager
-def _observer() -> Iterator[weights.Observer]:
+def _observer() -> Iterator[install.Observer]:
     """Messages on stderr; a progress bar only where there is a terminal."""
     if not sys.stderr.isatty():
-        yield weights.Observer(say=lambda message: print(message, file=sys.stderr, flush=True))
+        yield install.Observer(say=lambda message: print(message, file=sys.stderr, flush=True))
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -164,7 +164,7 @@ def _observer() -> Iterator[weights.Observer]:
                 tasks[file] = bars.add_task(file)
             bars.update(tasks[file], completed=got, total=total)
 
-        yield weights.Observer(say=lambda message: bars.console.print(message, markup=False), progress=advance)
+        yield install.Observer(say=lambda message: bars.console.print(message, markup=False), progress=advance)
 
 
 @models.command("import")
@@ -181,7 +181,7 @@ def import_model(
     from facefix.methods.refldm.convert import import_refldm
 
     folder = import_refldm(checkpoint, vqgan, config, to)
-    weights.seal_installed(
+    install.seal_installed(
         folder, weights.entry(kind), {published.name: sha256_of(published) for published in (checkpoint, vqgan)}
     )
     print(folder)

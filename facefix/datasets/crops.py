@@ -1,4 +1,4 @@
-"""Pieces of faces that the autoencoder learns from: every scale, strange colours, some of them blurred."""
+"""Pieces of faces that the autoencoder learns from: every scale, colour jitter, some of them blurred."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CropRecipe:
     """How crops are made."""
 
     colour: float
-    """share of crops in strange colours"""
+    """share of crops with colour jitter"""
     low_quality: float
     """share of crops that are blurred and noisy"""
 
@@ -31,7 +31,7 @@ def draw_crops(
     before they are resized. Half of them are mirrored.
     """
     crops = torch.stack([_crop(pools, size, recipe, generator) for _ in range(count)])
-    return _strange_colours(crops, recipe.colour, generator) * 2 - 1
+    return _jitter_colours(crops, recipe.colour, generator) * 2 - 1
 
 
 def _number(low: float, high: float, generator: torch.Generator) -> float:
@@ -69,11 +69,11 @@ def _worsened(piece: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return piece
 
 
-def _strange_colours(crops: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+def _jitter_colours(crops: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
     """Any hue, saturation from grey to 1.8 times, other gain and colour cast, now and then the negative."""
     count = len(crops)
     draw = torch.rand(count, 8, generator=generator).to(crops.device)
-    strange = draw[:, 0] < share
+    jittered = draw[:, 0] < share
     saturation = torch.where(draw[:, 1] < 0.1, 0.0, 0.4 + 1.4 * draw[:, 2])
     matrices = colour_matrices(draw[:, 3], saturation) * (0.6 + 0.8 * draw[:, 4]).view(-1, 1, 1)
     casts = (draw[:, 5:8] - 0.5) * 0.3
@@ -82,7 +82,7 @@ def _strange_colours(crops: torch.Tensor, share: float, generator: torch.Generat
     matrices = matrices * sign.view(-1, 1, 1)
     casts = torch.where(negative[:, None], torch.ones_like(casts), casts)
     identity = torch.eye(3, device=crops.device).expand(count, 3, 3)
-    matrices = torch.where(strange.view(-1, 1, 1), matrices, identity)
-    casts = torch.where(strange[:, None], casts, torch.zeros_like(casts))
+    matrices = torch.where(jittered.view(-1, 1, 1), matrices, identity)
+    casts = torch.where(jittered[:, None], casts, torch.zeros_like(casts))
     coloured = torch.einsum("bij,bjhw->bihw", matrices, crops) + casts[:, :, None, None]
     return coloured.clamp(0, 1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from facefix.faces.backends import Backend
-    from facefix.methods import Pixels
+    from facefix.methods.base import Pixels
     from facefix.settings import Settings
 
 Result = TypeVar("Result")

@@ -3,7 +3,7 @@
 A residual block is two rounds of normalising, SiLU and a 3x3 convolution. GroupNorm needs the whole map for its mean
 and variance only; the rest goes strip by strip, in rows that fit the processor's cache. So neither normalised nor
 padded copies of whole maps exist, which is most of the memory at full resolution, and the convolutions are those of
-:mod:`facefix.diffusion.winograd`.
+:mod:`facefix.networks.winograd`.
 
 Every function computes what the block computes, but for rounding. Where :func:`applies` says no (another device or
 dtype, gradients), the block itself runs.

@@ -1,8 +1,8 @@
 """The guide of a face: what damage has left of it, cleaned, and what it lost, from references that lie on it.
 
-Band by band of a Laplacian pyramid, from coarse to fine. What an estimate (:mod:`facefix.diffusion.survival`) says has
+Band by band of a Laplacian pyramid, from coarse to fine. What an estimate (:mod:`facefix.networks.survival`) says has
 survived is kept, with Wiener's gain, so that noise and blocks go. The rest is taken from the references, warped onto
-the face (:mod:`facefix.diffusion.warp`), each where it agrees with what has survived of the coarser bands: where one
+the face (:mod:`facefix.networks.warp`), each where it agrees with what has survived of the coarser bands: where one
 does not fit another may, and where none does nothing is taken. So a face that has lost little is cleaned and not
 changed.
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from facefix.errors import PhotoError, UsageError
 from facefix.files import atomic
+from facefix.files.digests import sha256_of
 from facefix.files.names import printable
 from facefix.outputs.folder import OUTPUT_MARKER
 from facefix.photos.containers import jpeg
@@ -332,7 +333,7 @@ def _original_is_there(record: Record, photo: Path, target: Path) -> bool:
     if source.suffix.lower() != target.suffix.lower() or source == photo.absolute():
         return False
     try:
-        return atomic.sha256_of(source) == record.source_sha256
+        return sha256_of(source) == record.source_sha256
     except OSError:
         return False
 

@@ -13,7 +13,7 @@ import numpy as np
 from facefix.errors import WeightsUnavailable
 from facefix.faces.backends import Backend, available, load_backend, resolve_backend
 from facefix.files.digests import digest
-from facefix.methods import Restorer
+from facefix.methods.base import Restorer
 from facefix.outputs.ledger import Ledger
 from facefix.settings import Settings
 from facefix.weights.catalogue import best_installed_model, find_model
@@ -91,13 +91,13 @@ def no_model() -> ModelChoice:
 
 def load_model(name: str, settings: Settings) -> Restorer:
     """Load a model as the settings say. Raises WeightsUnavailable, CheckpointError, DeviceError."""
-    from facefix import methods as restorers
     from facefix.device import choose_device, choose_dtype
+    from facefix.methods import registry
     from facefix.methods.base import SamplingSettings
 
     device = choose_device(settings.device)
     sampling = SamplingSettings(settings.steps, settings.guidance, settings.sampler, settings.seed)
-    return restorers.load(name, device=device, dtype=choose_dtype(settings.dtype, device), settings=sampling)
+    return registry.load(name, device=device, dtype=choose_dtype(settings.dtype, device), settings=sampling)
 
 
 def estimate_seconds_per_face(restorer: Restorer, references: int) -> float:

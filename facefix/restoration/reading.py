@@ -58,9 +58,6 @@ def _read_crop(path: Path, face: Face, max_pixels: int) -> Crop:
     return warp(read_photo(path, max_pixels).pixels, crop_matrix(face.detection.landmarks))
 
 
-Crop = NDArray[np.uint8]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenPhoto:
     """A photo read again, with a crop of each face to restore, by face number."""

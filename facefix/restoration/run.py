@@ -11,7 +11,7 @@ from pathlib import Path
 from facefix.device import choose_device
 from facefix.faces.backends import Backend
 from facefix.files.names import printable
-from facefix.methods import Restorer
+from facefix.methods.base import Restorer
 from facefix.outputs.ledger import Ledger
 from facefix.outputs.outcomes import DoneRow, IndexedPhoto, PhotoOutcome
 from facefix.people.people_file import PEOPLE_FILE

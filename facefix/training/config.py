@@ -95,7 +95,7 @@ class AutoencoderTraining(Section):
     """fraction of the run after which every third step sees larger pieces, ``whole`` px wide"""
     whole: int = Field(256, ge=32, multiple_of=8)
     colour: Probability = 0.5
-    """share of crops in strange colours"""
+    """share of crops with colour jitter"""
     low_quality: Probability = 0.15
     """share of crops that are blurred and noisy, since the autoencoder has to encode those too"""
     losses: AutoencoderLosses = AutoencoderLosses()
@@ -126,7 +126,7 @@ class Bank(Section):
 
     path: Path
     """file; computed when it is not there"""
-    presets: dict[str, Count] = {"severe": 4, "moderate": 2, "spec": 2}
+    presets: dict[str, Count] = Field({"severe": 4, "moderate": 2, "spec": 2})
     """degraded versions of each face"""
     references: Count = 3
     """augmented versions of each face as a reference"""
@@ -216,11 +216,11 @@ class LandmarkTraining(Section):
     """``size`` is that of the degraded pictures before they are made as small as the network sees them"""
     held_out: int = Field(60, ge=0)
     """people left out of training, for the errors in pixels"""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """arguments of LandmarkNetwork"""
     bank: Path
     """file of the small degraded pictures and the true points; computed when it is not there"""
-    presets: dict[str, Count] = {"severe": 3, "moderate": 2, "archive": 4, "mild": 1}
+    presets: dict[str, Count] = Field({"severe": 3, "moderate": 2, "archive": 4, "mild": 1}, min_length=1)
     """degraded versions of each face; it is seen as it is too"""
     predictor: Path | None = None
     """dlib's 68-point predictor; that of the package face_recognition_models by default"""
@@ -243,11 +243,11 @@ class SurvivalTraining(Section):
     """only pictures of at least 512 px are used: smaller ones have lost their finest band already"""
     held_out: int = Field(60, ge=0)
     """people left out of training, for the errors"""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """arguments of SurvivalNetwork"""
     bank: Path
     """file of pieces of degraded pictures and what survived in them; computed when it is not there"""
-    presets: dict[str, Count] = {"severe": 1, "moderate": 1, "archive": 2, "mild": 1}
+    presets: dict[str, Count] = Field({"severe": 1, "moderate": 1, "archive": 2, "mild": 1}, min_length=1)
     """degraded versions of each face"""
     piece: int = Field(256, ge=64, multiple_of=32)
     """side in px of the random piece of each version"""

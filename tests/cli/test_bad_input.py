@@ -294,7 +294,8 @@ def unprivileged() -> tuple[str, ...]:
 CHILD = """
 import sys
 from pathlib import Path
-from facefix.job import Options, Request, restore_album
+from facefix.jobs.restore import restore_album
+from facefix.restoration.run import Options, Request
 from facefix.errors import FacefixError
 from facefix.settings import Settings
 

@@ -17,6 +17,7 @@ from facefix.datasets import jpeg
 from facefix.datasets.degradation import RANGES, Degradation, Ranges, apply, blur, degrade, draw, kernels, targets
 from facefix.errors import UsageError
 
+NOISE_SEED = 833902653424503697
 EXPECTED_SEVERE = Degradation(
     9.714585609906061,
     10.475616247053534,

@@ -11,6 +11,7 @@ import pytest
 
 from facefix.errors import PhotoError
 from facefix.files import atomic
+from facefix.files.digests import sha256_of
 
 
 def names(folder: Path) -> list[str]:
@@ -76,7 +77,7 @@ def test_copies_byte_for_byte(tmp_path: Path) -> None:
     os.utime(source, (1, 2))
     digest = atomic.copy_bytes(source, tmp_path / "out" / "copy.jpg")
     copy = tmp_path / "out" / "copy.jpg"
-    assert copy.read_bytes() == source.read_bytes() and digest == atomic.sha256_of(source)
+    assert copy.read_bytes() == source.read_bytes() and digest == sha256_of(source)
     assert copy.stat().st_mtime == 2 and stat.S_IMODE(copy.stat().st_mode) == 0o400
     assert names(copy.parent) == ["copy.jpg"]
 
@@ -142,7 +143,7 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkey
 def test_what_cannot_be_hashed_is_an_os_error(tmp_path: Path) -> None:
     """undo goes by it: an original that is gone, or no file any more, is not there."""
     (tmp_path / "file").write_bytes(b"abc")
-    assert atomic.sha256_of(tmp_path / "file").startswith("ba7816bf")
+    assert sha256_of(tmp_path / "file").startswith("ba7816bf")
     for path in (tmp_path / "nothing", tmp_path, tmp_path / "file" / "below"):
         with pytest.raises(OSError):
-            atomic.sha256_of(path)
+            sha256_of(path)

@@ -12,7 +12,7 @@ from tiny import tiny_pipeline
 
 from facefix import ReferenceCache, ReFLDMPipeline
 from facefix.errors import UsageError
-from facefix.networks import blocks, cachekv
+from facefix.networks import attention, blocks
 from facefix.networks.cachekv import attention_layers, denoise, install_cachekv, reference_pass, with_references
 from facefix.networks.reference_cache import Branch
 from facefix.networks.unet import build_unet, unet_config
@@ -80,12 +80,12 @@ def test_joined_attention_is_the_definition(pipeline: ReFLDMPipeline) -> None:
 
 
 @pytest.mark.skipif(not blocks.multiplies_bf16(), reason="needs a processor with bf16 products")
-@pytest.mark.parametrize("largest", [cachekv.LARGEST_LOGIT, 0.0])
+@pytest.mark.parametrize("largest", [attention.LARGEST_LOGIT, 0.0])
 @torch.no_grad()
 def test_attention_in_products(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
     """In bf16, in chunks, with a shared cache, one per row, and a row that reads none."""
-    monkeypatch.setattr(cachekv, "LOGITS_AT_ONCE", 1000 // torch.get_num_threads())
-    monkeypatch.setattr(cachekv, "LARGEST_LOGIT", largest)
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", 1000 // torch.get_num_threads())
+    monkeypatch.setattr(attention, "LARGEST_LOGIT", largest)
     generator = torch.Generator().manual_seed(3)
 
     def tokens(*shape: int) -> torch.Tensor:
@@ -94,9 +94,9 @@ def test_attention_in_products(monkeypatch: pytest.MonkeyPatch, largest: float) 
     query, key, value = tokens(6, 23), tokens(6, 23), tokens(6, 23)
     shared, per_row = (ReferenceCache({"layer": (tokens(*s), tokens(*s))}, 1) for s in ((1, 40), (2, 40)))
     branches = (Branch(slice(0, 2), shared, copies=5), Branch(slice(2, 4), per_row), Branch(slice(4, 5), shared))
-    found = cachekv._attend(query, key, value, 4, "layer", branches)
+    found = attention._attend(query, key, value, 4, "layer", branches)
     exact = tuple(Branch(b.rows, b.cache.to(dtype=torch.float32), b.copies) for b in branches if b.cache is not None)
-    expected = cachekv._attend(query.float(), key.float(), value.float(), 4, "layer", exact)
+    expected = attention._attend(query.float(), key.float(), value.float(), 4, "layer", exact)
     assert found.dtype == torch.bfloat16
     for one, other in zip(found.float(), expected, strict=True):
         assert golden.relative_rms(one, other) < 1.5e-2
@@ -109,7 +109,7 @@ def test_attention_in_products_with_logits_out_of_range(scale: float) -> None:
     """Each query finds its key however large the logits are, and nothing overflows or vanishes."""
     one_hot = torch.eye(8).bfloat16()[None]
     value = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3)).bfloat16()
-    found = cachekv._attend(one_hot * scale, one_hot, value, 1, "layer", ())
+    found = attention._attend(one_hot * scale, one_hot, value, 1, "layer", ())
     others = (value.float().sum(1, keepdim=True) - value.float()) / 7
     assert torch.allclose(found.float(), value.float() if scale > 0 else others, atol=1e-2)
 

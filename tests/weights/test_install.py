@@ -279,9 +279,9 @@ def test_a_pull_killed_at_any_moment_leaves_whole_weights_or_none(server: Faulty
     entry = pack(server)
     program = (
         "import sys, dataclasses\n"
-        "from facefix.weights import install as w\n"
-        f"f = w.PublishedFile('pack.zip', {entry.files[0].url!r}, {entry.files[0].size}, {entry.files[0].sha256!r})\n"
-        "e = dataclasses.replace(w.CATALOGUE['buffalo_l'], files=(f,))\n"
+        "from facefix.weights import catalogue as c, install as w\n"
+        f"f = c.PublishedFile('pack.zip', {entry.files[0].url!r}, {entry.files[0].size}, {entry.files[0].sha256!r})\n"
+        "e = dataclasses.replace(c.CATALOGUE['buffalo_l'], files=(f,))\n"
         "print('ready', flush=True)\n"
         "install.pull(e, install.PullOptions(accept_licence=True))\n"
     )

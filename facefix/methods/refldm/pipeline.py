@@ -40,7 +40,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
 
     :param autoencoder: VQGAN.
     :param unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a
-        guide (:mod:`facefix.diffusion.guide`) beside the LQ latents.
+        guide (:mod:`facefix.networks.guide`) beside the LQ latents.
     :param scheduler: noise schedule and sampler.
     :param reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published
         model was trained; ``"each"`` one by one, so that caches of single images can be composed.

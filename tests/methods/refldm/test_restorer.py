@@ -10,8 +10,7 @@ import torch
 from tiny import tiny_pipeline
 
 from facefix.errors import UsageError, WeightsUnavailable
-from facefix.methods import Pixels, Restorer
-from facefix.methods.base import SamplingSettings
+from facefix.methods.base import Pixels, Restorer, SamplingSettings
 from facefix.methods.refldm.restorer import CachedReferences, ReFLDMRestorer
 from facefix.methods.registry import load
 

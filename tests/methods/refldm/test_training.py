@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel, VQModel
+from diffusers import UNet2DModel, VQModel
 from PIL import Image
 from pydantic import ValidationError
 from skimage import data
 
 from facefix.errors import UsageError
+from facefix.methods.refldm.objective import pool
 from facefix.methods.refldm.pipeline import ReFLDMPipeline
-from facefix.methods.refldm.training import DenoiserTask, _pooled, train_denoiser
+from facefix.methods.refldm.training import DenoiserTask, train_denoiser
 from facefix.networks.autoencoder import build_autoencoder
-from facefix.networks.schedule import ddim_scheduler
 from facefix.networks.unet import unet_config
 from facefix.training.config import DenoiserTraining
 from facefix.training.loop import Moment
-from facefix.training.noise import NoiseSchedule
 
 TINY_AUTOENCODER = {
     "block_out_channels": (8, 8, 16, 16),
@@ -106,9 +105,9 @@ def test_references_have_a_gradient_and_change_the_loss(material: Path, tmp_path
     task = DenoiserTask(configuration(material, tmp_path / "run", **settings), torch.device("cpu"))
     for parameter in task.network.parameters():  # the last kernels start at zero; let references matter at once
         torch.nn.init.normal_(parameter, std=0.1)
-    batch = task._draw(task.inside, 4, Moment(0, 0.0, 1).generator())
+    batch = task.draws.batch(task.inside, 4, Moment(0, 0.0, 1).generator())
     references = batch.references.clone().requires_grad_()
-    predicted = task._predict(
+    predicted = task.objective.predict(
         task.network, torch.cat([batch.good, batch.degraded], 1), torch.full((4,), 500), references
     )
     predicted.square().mean().backward()
@@ -118,11 +117,11 @@ def test_references_have_a_gradient_and_change_the_loss(material: Path, tmp_path
 
 def test_people_held_out_are_not_trained_on(material: Path, tmp_path: Path) -> None:
     task = DenoiserTask(configuration(material, tmp_path / "run"), torch.device("cpu"))
-    inside, outside = ({task.faces[i].identity for i in pool} for pool in (task.inside, task.outside))
+    inside, outside = ({task.faces[i].identity for i in indices} for indices in (task.inside, task.outside.indices))
     assert len(outside) == 2
     assert not inside & outside
-    for face in task.outside:
-        assert task.faces[task._stranger(face)].identity != task.faces[face].identity
+    for face in task.outside.indices:
+        assert task.faces[task.outside.stranger(face)].identity != task.faces[face].identity
 
 
 def test_the_identity_loss_follows_the_switch(material: Path, tmp_path: Path) -> None:
@@ -181,10 +180,10 @@ def test_aligned_references_are_mirrored_as_their_faces_are(material: Path, tmp_
     task = DenoiserTask(
         guided(material, tmp_path / "run", references={"pristine": 1.0, "share": 1, "nulled": 0.0}), torch.device("cpu")
     )
-    batch = task._draw(task.inside, 12, torch.Generator().manual_seed(0))
+    batch = task.draws.batch(task.inside, 12, torch.Generator().manual_seed(0))
     assert {0, 1} == set(batch.mirrored.tolist())
     for face, side, references in zip(batch.faces.tolist(), batch.mirrored.tolist(), batch.references, strict=True):
-        others = [task.bank.good[other, side].float() for other in task.faces[face].references]
+        others = [task.draws.bank.good[other, side].float() for other in task.faces[face].references]
         assert any(torch.equal(references[0], other) for other in others)
 
 
@@ -207,13 +206,13 @@ def test_more_samples_of_people_with_several_pictures(material: Path, tmp_path: 
     faces = {"images": [material / "faces"], "manifest": material / "mixed.csv", "size": 64}
     config = configuration(material, tmp_path / "run", faces=faces, held_out=0, references={"paired": 0.9})
     task = DenoiserTask(config, torch.device("cpu"))
-    drawn = task._people(task.inside, 1000, torch.Generator().manual_seed(0))
+    drawn = task.draws._people(task.inside, 1000, torch.Generator().manual_seed(0))
     assert 0.85 < float((drawn < 4).float().mean()) < 0.95
 
 
 def test_pooled_lq_latents_say_nothing_about_who_it_is(material: Path, tmp_path: Path) -> None:
     latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    pooled = _pooled(latents)
+    pooled = pool(latents)
     assert pooled.shape == latents.shape
     torch.testing.assert_close(pooled.mean((2, 3)), latents.mean((2, 3)), rtol=0, atol=0.05)
     assert float(pooled.var()) < 0.1 * float(latents.var())
@@ -238,25 +237,9 @@ def test_a_bank_of_another_autoencoder_is_refused(material: Path, tmp_path: Path
 def test_a_bank_outlives_further_training_of_the_decoder(material: Path, tmp_path: Path) -> None:
     bank = {"path": tmp_path / "bank", "presets": {"spec": 1}, "references": 1}
     config = configuration(material, tmp_path / "run", bank=bank)
-    before = DenoiserTask(config, torch.device("cpu")).bank
+    before = DenoiserTask(config, torch.device("cpu")).draws.bank
     better = VQModel.from_pretrained(material / "autoencoder")
     torch.nn.init.normal_(better.decoder.conv_out.weight)
     better.save_pretrained(tmp_path / "better")
-    after = DenoiserTask(config.model_copy(update={"autoencoder": tmp_path / "better"}), torch.device("cpu")).bank
+    after = DenoiserTask(config.model_copy(update={"autoencoder": tmp_path / "better"}), torch.device("cpu")).draws.bank
     assert torch.equal(before.degraded, after.degraded)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_targets_agree_with_the_scheduler(prediction: str) -> None:
-    """Where the network gives exactly its target, one step of diffusers' sampler to t = 0 finds the clean latents."""
-    scheduler: DDIMScheduler = ddim_scheduler(prediction_type=prediction, set_alpha_to_one=True)
-    schedule = NoiseSchedule(scheduler.alphas_cumprod)
-    generator = torch.Generator().manual_seed(1)
-    clean, noise = (torch.randn(2, 8, 4, 4, generator=generator) for _ in range(2))
-    timesteps = torch.tensor([999, 999])
-    signal, sigma = schedule.levels(timesteps)
-    noisy = signal * clean + sigma * noise
-    target = schedule.target(clean, noise, timesteps, prediction)
-    assert torch.allclose(schedule.clean(target, noisy, timesteps, prediction), clean, atol=1e-3)
-    scheduler.set_timesteps(1)
-    assert torch.allclose(scheduler.step(target, 999, noisy).prev_sample, clean, atol=1e-3)
