@@ -92,6 +92,21 @@ def compose_guide(lq: torch.Tensor, survival: Survival, references: LaidReferenc
     return rgb(coarse)
 
 
+def limit_change(change: torch.Tensor, survival: Survival) -> torch.Tensor:
+    """What a network would change of faces, less where more of a band has survived: a whole face is left as it is.
+
+    :param change: (B, 3, S, S) differences of pictures, S a multiple of 32.
+    :param survival: of the faces.
+    """
+    coarse, parts = bands(change.float())
+    caution = _caution(survival) / 2
+    for band in reversed(range(len(parts))):
+        side = parts[band].shape[-1]
+        share = (1 - _at(survival.fraction[:, band, None], side)) ** _at(caution, side)
+        coarse = resized(coarse, side) + parts[band] * share
+    return coarse
+
+
 class _Lent:
     """The bands of references in the photo's contrast and tone, and how far each agrees with the face at each place."""
 

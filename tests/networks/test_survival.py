@@ -9,7 +9,7 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 
-from facefix.networks.composition import LaidReferences, compose_guide
+from facefix.networks.composition import LaidReferences, compose_guide, limit_change
 from facefix.networks.survival import BANDS, Survival, SurvivalNetwork, bands, luma_chroma, resized, rgb, true_survival
 
 
@@ -93,6 +93,17 @@ def test_a_face_that_has_lost_nothing_is_left_alone(face: torch.Tensor) -> None:
     reference = LaidReferences(face.flip(3)[:, None], torch.ones(1, 1, 1, 3, 3))
     guide = compose_guide(face, everywhere(face, 1.0, 1.0), reference)
     torch.testing.assert_close(guide, face, atol=1e-4, rtol=0)
+
+
+def test_a_network_changes_what_is_lost_and_not_what_is_left(face: torch.Tensor) -> None:
+    change = noise(torch.zeros_like(face), 0.2)
+    lost, left = (limit_change(change, everywhere(face, fraction, 1.0)) for fraction in (0.0, 1.0))
+    torch.testing.assert_close(lost, change, atol=1e-4, rtol=0)
+    assert float(left.abs().mean()) < 0.1 * float(change.abs().mean())
+    half = everywhere(face, 1.0, 1.0)
+    half.fraction[..., :8] = 0
+    mixed = limit_change(change, half)
+    assert float(mixed[..., 32:96].square().mean()) > 20 * float(mixed[..., 160:224].square().mean())
 
 
 def test_noise_goes_without_a_reference_and_detail_comes_with_one(face: torch.Tensor) -> None:

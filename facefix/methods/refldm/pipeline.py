@@ -17,7 +17,7 @@ from facefix.errors import NotFiniteError, UsageError
 from facefix.networks import autoencoder as vqgan
 from facefix.networks.blocks import contents
 from facefix.networks.cachekv import denoise, install_attention, install_cachekv, reference_pass
-from facefix.networks.composition import compose_guide, lay_references
+from facefix.networks.composition import compose_guide, lay_references, limit_change
 from facefix.networks.guide import choose_references, complete, is_guided
 from facefix.networks.images import Images, resize, tensor_to_pil, to_tensor
 from facefix.networks.landmarks import LandmarkNetwork
@@ -61,7 +61,8 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     :param unguided: a denoiser without guide that restores faces without references in place of ``unet``.
     :param unguided_latent_scale: its ``latent_scale``.
     :param landmarks: finds the landmarks of faces and references, so that references are laid onto the face.
-    :param survival: estimates what damage has left of a face, so that only what is lost is taken from references. Both
+    :param survival: estimates what damage has left of a face, so that only what is lost is taken from references and
+        (with ``keep_detail``) from the denoiser. Both
         or neither; without them a guide is completed from the reference that fits best, as it lies.
     """
 
@@ -240,7 +241,10 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         images = torch.cat([self.decode(row) for row in result.split(1)])
         if self.config.keep_detail:
             unchanged = torch.cat([self.decode(row) for row in base_latents.split(1)])
-            images = base.to(images.device) + images - unchanged
+            change = images - unchanged
+            if self.survival is not None:
+                change = limit_change(change, self.survival(crops.to(change.device)))
+            images = base.to(images.device) + change
         _require_finite(images, self.autoencoder.dtype)
         images = images.clamp(-1, 1)
         if output_type == "pil":
