@@ -38,6 +38,9 @@ _HEALTH = (0.25, 0.5)
 
 _MOST_CAUTION = 2.0
 
+_LEFT_ALONE = 0.5
+"""How far gains are taken back to 1 where most has survived"""
+
 _CONTRAST = (0.35, 1.25)
 """limits of the factor that brings a reference to the photo's contrast"""
 
@@ -169,9 +172,13 @@ def _caution(survival: Survival) -> torch.Tensor:
 
     What a slightly damaged face seems to lack is as often a fault of the estimate as of the face.
     """
+    return 1 + _MOST_CAUTION * _health(survival)
+
+
+def _health(survival: Survival) -> torch.Tensor:
+    """(B, 1, h, w): 0 where little of all bands has survived, 1 where most has."""
     low, high = _HEALTH
-    health = ((survival.fraction.mean(1, keepdim=True) - low) / (high - low)).clamp(0, 1)
-    return 1 + _MOST_CAUTION * health
+    return ((survival.fraction.mean(1, keepdim=True) - low) / (high - low)).clamp(0, 1)
 
 
 def _print_slope(coarse: torch.Tensor) -> torch.Tensor:
@@ -183,9 +190,14 @@ def _print_slope(coarse: torch.Tensor) -> torch.Tensor:
 
 
 def _cleaned(band: torch.Tensor, survival: Survival, number: int, print_slope: torch.Tensor) -> torch.Tensor:
-    """(B, 3, s, s) band with Wiener's gains; what chroma follows from the luma follows from the cleaned luma."""
+    """(B, 3, s, s) band with Wiener's gains, nearer 1 where most has survived.
+
+    What chroma follows from the luma follows from the cleaned luma.
+    """
+    kept = _health(survival) * _LEFT_ALONE
     luma_gain, chroma_gain = (
-        _at(gain[:, number, None], band.shape[-1]) for gain in (survival.gain, survival.chroma_gain)
+        _at(torch.lerp(gain[:, number, None], torch.ones_like(kept), kept), band.shape[-1])
+        for gain in (survival.gain, survival.chroma_gain)
     )
     luma, chroma = band[:, :1], band[:, 1:]
     cleaned = luma * luma_gain
