@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from facefix.networks.landmarks import LandmarkNetwork, Landmarks
-from facefix.networks.survival import Survival, bands, luma_chroma, resized, rgb
+from facefix.networks.survival import Survival, SurvivalNetwork, bands, luma_chroma, resized, rgb
 from facefix.networks.warp import thin_plate_warp
 
 _NEIGHBOURHOOD = 7
@@ -71,6 +71,21 @@ def lay_references(
     warp = thin_plate_warp(Landmarks(known[..., :2], known[..., 2]), faces)
     laid = warp(references.expand(len(lq), -1, -1, -1, -1).flatten(0, 1))
     return LaidReferences(laid.unflatten(0, (len(lq), count)), warp.certainty.unflatten(0, (len(lq), count)))
+
+
+def guides_of(
+    lq: torch.Tensor,
+    references: torch.Tensor,
+    landmarks: torch.Tensor,
+    networks: tuple[LandmarkNetwork, SurvivalNetwork],
+) -> torch.Tensor:
+    """(B, 3, S, S) guides of faces, not clamped; arguments as of ``lay_references``."""
+    guides = []
+    for row, face in enumerate(lq.split(1)):  # the laid references of a whole batch would take much memory
+        chosen = slice(row, row + 1) if len(references) > 1 else slice(0, 1)
+        laid = lay_references(face, references[chosen], landmarks[chosen], networks[0])
+        guides.append(compose_guide(face, networks[1](face), laid))
+    return torch.cat(guides)
 
 
 def compose_guide(lq: torch.Tensor, survival: Survival, references: LaidReferences | None = None) -> torch.Tensor:

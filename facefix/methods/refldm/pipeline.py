@@ -17,7 +17,7 @@ from facefix.errors import NotFiniteError, UsageError
 from facefix.networks import autoencoder as vqgan
 from facefix.networks.blocks import contents
 from facefix.networks.cachekv import denoise, install_attention, install_cachekv, reference_pass
-from facefix.networks.composition import compose_guide, lay_references, limit_change
+from facefix.networks.composition import guides_of, limit_change
 from facefix.networks.guide import choose_references, complete, is_guided
 from facefix.networks.images import Images, resize, tensor_to_pil, to_tensor
 from facefix.networks.landmarks import LandmarkNetwork
@@ -338,19 +338,10 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         crops = crops.to(references.images.device)
         if self.landmarks is None or self.survival is None or references.landmarks is None:
             guides = complete(crops, choose_references(crops, references.images)).clamp(-1, 1)
-        else:  # face by face: warped references of a whole batch would take much memory
-            guides = torch.cat([self._guide(crop, references, row) for row, crop in enumerate(crops.split(1))])
+        else:
+            guides = guides_of(crops, references.images, references.landmarks, (self.landmarks, self.survival))
+            guides = guides.clamp(-1, 1)
         return guides, self._encode(resize(guides, self.work_size).clamp(-1, 1))
-
-    def _guide(self, crop: torch.Tensor, references: ReferenceCache, row: int) -> torch.Tensor:
-        """(1, 3, S, S) the guide of one face, from references that are laid onto it."""
-        assert self.landmarks is not None and self.survival is not None
-        assert references.images is not None and references.landmarks is not None
-        row = 0 if len(references.images) == 1 else row
-        laid = lay_references(
-            crop, references.images[row : row + 1], references.landmarks[row : row + 1], self.landmarks
-        )
-        return compose_guide(crop, self.survival(crop), laid).clamp(-1, 1)
 
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.
