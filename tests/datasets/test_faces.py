@@ -14,7 +14,14 @@ from facefix.datasets.faces import find_faces, hold_out, load_pixels, read_mappi
 from facefix.datasets.sources import Faces
 from facefix.errors import UsageError
 from facefix.networks.images import to_network
-from facefix.training.config import AutoencoderTraining, DenoiserTraining, read_config, write_config
+from facefix.training.config import (
+    AutoencoderTraining,
+    DenoiserTraining,
+    LandmarkTraining,
+    SurvivalTraining,
+    read_config,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -127,5 +134,6 @@ def test_a_configuration_is_checked_and_its_paths_start_at_the_file(tmp_path: Pa
     "path", sorted((Path(__file__).parent.parent.parent / "facefix/training/configs").glob("*.yaml"))
 )
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    kind = AutoencoderTraining if "autoencoder" in path.name else DenoiserTraining
+    kinds = {"autoencoder": AutoencoderTraining, "landmarks": LandmarkTraining, "survival": SurvivalTraining}
+    kind = next((kind for name, kind in kinds.items() if name in path.name), DenoiserTraining)
     assert read_config(path, kind).schedule.steps > 0
