@@ -25,7 +25,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     degradation: Annotated[
         list[str] | None,
         typer.Option(
-            help="severe, moderate, spec, or given (LQ pictures of the set); repeatable; default: the first two."
+            help="severe, moderate, mild, archive, spec, or given (LQ pictures of the set); repeatable; "
+            "default: the first 2."
         ),
     ] = None,
     condition: Annotated[

@@ -60,6 +60,28 @@ for _method in methods().values():
         train.command(_method.name)(_train_command(_method))
 
 
+@train.command()
+def landmarks(config: Config, resume: Resume = False) -> None:
+    """Train the network that finds the landmarks of degraded faces; it lies in RUN/model afterwards."""
+    from facefix.training.config import LandmarkTraining, read_config
+    from facefix.training.landmarks import train_landmarks
+
+    settings = read_config(config, LandmarkTraining)
+    outcome = train_landmarks(settings, resume=resume)
+    _report(settings.run, outcome.step, outcome.finished)
+
+
+@train.command()
+def survival(config: Config, resume: Resume = False) -> None:
+    """Train the network that estimates what damage has left of a face; it lies in RUN/model afterwards."""
+    from facefix.training.config import SurvivalTraining, read_config
+    from facefix.training.survival import train_survival
+
+    settings = read_config(config, SurvivalTraining)
+    outcome = train_survival(settings, resume=resume)
+    _report(settings.run, outcome.step, outcome.finished)
+
+
 def _report(run: Path, step: int, finished: bool) -> None:
     state = "finished" if finished else "stopped, go on with --resume"
     typer.echo(f"{run}: {state} after {step} steps")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facefix.datasets.degradation import degrade
+from facefix.datasets.degradation import degrade, targets
 from facefix.datasets.targets import CROP_SIZE, EvaluationFace, read_crop, wrong_references
 from facefix.errors import NotFiniteError, UsageError
 from facefix.evaluation.intervals import paired_interval
@@ -62,7 +62,9 @@ def evaluate(
     for index, face in enumerate(faces):
         truth = read_crop(face.truth)
         inputs = {name: degraded_crop(face, truth, name, plan.seed) for name in plan.degradations}
-        record.add(index, truth, _baselines(face, inputs))
+        truths = {name: target_crop(face, truth, name, plan.seed) for name in plan.degradations}
+        truths[NOT_DEGRADED] = truth
+        record.add(index, truths, _baselines(face, inputs))
         task = _Task(
             face, inputs, {Condition.REFERENCES: face.references, Condition.WRONG_REFERENCES: wrong[face.name]}
         )
@@ -71,7 +73,7 @@ def evaluate(
             if method.reconstruct is not None:
                 key = RunKey(method.name, NOT_DEGRADED, Condition.AUTOENCODER)
                 results[key] = _Result(_at_size(method.reconstruct(_for(method, truth)), CROP_SIZE))
-            record.add(index, truth, results)
+            record.add(index, truths, results)
             progress.advance(detail=face.name)
     return Evaluation(
         plan=plan,
@@ -91,7 +93,21 @@ def degraded_crop(face: EvaluationFace, truth: Pixels, degradation: str, seed: i
         return read_crop(face.lq)
     image = torch.from_numpy(truth).movedim(-1, 0)[None].float() / 255
     degraded = degrade(image, [face.seed(seed)], degradation)
-    return (degraded[0] * 255).round().to(torch.uint8).movedim(0, -1).contiguous().numpy()
+    return _to_pixels(degraded)
+
+
+def target_crop(face: EvaluationFace, truth: Pixels, degradation: str, seed: int) -> Pixels:
+    """(512, 512, 3) what ``degraded_crop`` should be restored to: ``truth``, in the tone of an archive photo."""
+    if degradation == GIVEN:
+        return truth
+    image = torch.from_numpy(truth).movedim(-1, 0)[None].float() / 255
+    target = targets(image, [face.seed(seed)], degradation)
+    return truth if target is image else _to_pixels(target)
+
+
+def _to_pixels(images: torch.Tensor) -> Pixels:
+    """(1, 3, H, W) in [0, 1] -> (H, W, 3)."""
+    return (images[0] * 255).round().to(torch.uint8).movedim(0, -1).contiguous().numpy()
 
 
 def _baselines(face: EvaluationFace, inputs: Mapping[str, Pixels]) -> dict[RunKey, _Result]:
@@ -119,18 +135,24 @@ class _Record:
         self.runs: dict[RunKey, MethodResults] = {}
         self.prepare_seconds: dict[str, list[float]] = {}
 
-    def add(self, index: int, truth: Pixels, results: Mapping[RunKey, _Result]) -> None:
-        if not results:
-            return
-        scores = self.metrics.score([result.pixels for result in results.values()], truth)
-        for position, (key, result) in enumerate(results.items()):
-            run = self._run(key, scores)
-            for name, values in scores.items():
-                run.scores[name][index] = values[position]
-            run.seconds[index], run.peak_bytes[index] = result.seconds, result.peak_bytes
-            run.thumbnails[self.faces[index].name] = thumbnail(result.pixels)
-            if not result.finite:
-                run.not_finite.add(self.faces[index].name)
+    def add(self, index: int, truths: Mapping[str, Pixels], results: Mapping[RunKey, _Result]) -> None:
+        """Score ``results`` of one face, each against the truth of its degradation."""
+        groups: dict[int, list[RunKey]] = {}
+        for key in results:
+            groups.setdefault(id(truths[key.degradation]), []).append(key)
+        for keys in groups.values():
+            scores = self.metrics.score([results[key].pixels for key in keys], truths[keys[0].degradation])
+            for position, key in enumerate(keys):
+                self._note(index, key, results[key], {name: values[position] for name, values in scores.items()})
+
+    def _note(self, index: int, key: RunKey, result: _Result, scores: Mapping[str, float]) -> None:
+        run = self._run(key, scores)
+        for name, value in scores.items():
+            run.scores[name][index] = value
+        run.seconds[index], run.peak_bytes[index] = result.seconds, result.peak_bytes
+        run.thumbnails[self.faces[index].name] = thumbnail(result.pixels)
+        if not result.finite:
+            run.not_finite.add(self.faces[index].name)
 
     def _run(self, key: RunKey, names: Iterable[str]) -> MethodResults:
         if key not in self.runs:

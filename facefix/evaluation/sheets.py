@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from facefix.datasets.targets import EvaluationFace, read_crop
+from facefix.evaluation.measure import target_crop
 from facefix.evaluation.results import LQ_INPUT, RESTORED, THUMBNAIL_PX, Condition, Evaluation, RunKey, thumbnail
 
 WORST = 10
@@ -83,7 +84,8 @@ def draw_sheet(evaluation: Evaluation, method: str, degradation: str, rows: Sequ
             picture, distance = run.thumbnails.get(face.name), run.scores[metric.name][index]
             cells.append((_open(picture), f"{distance:.{metric.digits}f}" if picture else "-"))
         cells.append((_references(face, evaluation.plan.max_references), f"{len(face.references)} in all"))
-        cells.append((_open(thumbnail(read_crop(face.truth))), Path(face.name).stem[-30:]))
+        truth = target_crop(face, read_crop(face.truth), degradation, evaluation.plan.seed)
+        cells.append((_open(thumbnail(truth)), Path(face.name).stem[-30:]))
         for column, (picture_drawn, caption) in enumerate(cells):
             left = _GAP_PX + column * step_x
             sheet.paste(picture_drawn, (left, top))

@@ -206,7 +206,59 @@ class DenoiserTraining(Section):
     watching: Watching = Watching()
 
 
-Training = TypeVar("Training", AutoencoderTraining, DenoiserTraining)
+class LandmarkTraining(Section):
+    """``facefix train landmarks``."""
+
+    kind: Literal["landmarks"] = "landmarks"
+    run: Path
+    seed: int = 1
+    faces: Faces
+    """``size`` is that of the degraded pictures before they are made as small as the network sees them"""
+    held_out: int = Field(60, ge=0)
+    """people left out of training, for the errors in pixels"""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """arguments of LandmarkNetwork"""
+    bank: Path
+    """file of the small degraded pictures and the true points; computed when it is not there"""
+    presets: dict[str, Count] = Field({"severe": 3, "moderate": 2, "archive": 4, "mild": 1}, min_length=1)
+    """degraded versions of each face; it is seen as it is too"""
+    predictor: Path | None = None
+    """dlib's 68-point predictor; that of the package face_recognition_models by default"""
+    rotation_deg: float = Field(6.0, ge=0)
+    zoom: float = Field(0.06, ge=0)
+    shift_px: float = Field(10.0, ge=0)
+    """crops are turned, enlarged and moved by up to so much of the 512 crop"""
+    schedule: Schedule
+    machine: Machine = Machine()
+    watching: Watching = Watching()
+
+
+class SurvivalTraining(Section):
+    """``facefix train survival``."""
+
+    kind: Literal["survival"] = "survival"
+    run: Path
+    seed: int = 1
+    faces: Faces
+    """only pictures of at least 512 px are used: smaller ones have lost their finest band already"""
+    held_out: int = Field(60, ge=0)
+    """people left out of training, for the errors"""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """arguments of SurvivalNetwork"""
+    bank: Path
+    """file of pieces of degraded pictures and what survived in them; computed when it is not there"""
+    presets: dict[str, Count] = Field({"severe": 1, "moderate": 1, "archive": 2, "mild": 1}, min_length=1)
+    """degraded versions of each face"""
+    piece: int = Field(256, ge=64, multiple_of=32)
+    """side in px of the random piece of each version"""
+    schedule: Schedule
+    machine: Machine = Machine()
+    watching: Watching = Watching()
+
+
+Training = TypeVar("Training", AutoencoderTraining, DenoiserTraining, LandmarkTraining, SurvivalTraining)
+
+AnyTraining = AutoencoderTraining | DenoiserTraining | LandmarkTraining | SurvivalTraining
 
 
 def read_config(path: Path, kind: type[Training]) -> Training:
@@ -239,6 +291,6 @@ def _absolute(section: Any, base: Path) -> Any:
     return section
 
 
-def write_config(config: AutoencoderTraining | DenoiserTraining, path: Path) -> None:
+def write_config(config: AnyTraining, path: Path) -> None:
     """Write a configuration as YAML that :func:`read_config` reads back."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

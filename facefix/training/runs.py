@@ -15,9 +15,9 @@ from PIL import Image
 from facefix.errors import UsageError
 from facefix.files.atomic import replacing
 from facefix.training.checkpoint import load_checkpoint
-from facefix.training.config import AutoencoderTraining, DenoiserTraining, write_config
+from facefix.training.config import AnyTraining, write_config
 
-Config = AutoencoderTraining | DenoiserTraining
+Config = AnyTraining
 Sheet = Sequence[Sequence[torch.Tensor]]
 """rows of pictures, each (3, S, S) in [-1, 1]"""
 

@@ -13,8 +13,29 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from facefix.datasets.degradation import PRESETS, Degradation, Ranges, apply, blur, degrade, draw, kernels
+from facefix.datasets.degradation import RANGES, Degradation, Ranges, apply, blur, degrade, draw, kernels, targets
 from facefix.errors import UsageError
+
+NOISE_SEED = 833902653424503697
+EXPECTED_SEVERE = Degradation(
+    9.714585609906061,
+    10.475616247053534,
+    1.8816009792540518,
+    31.899250372771203,
+    2.844636305601036,
+    35,
+    833902653424503697,
+)
+EXPECTED_MODERATE = Degradation(
+    1.7145856099060612,
+    2.4756162470535337,
+    1.8816009792540518,
+    7.970614692058268,
+    2.133477229200777,
+    63,
+    833902653424503697,
+)
+"""Of seed 2024."""
 
 CLEAN = Degradation(sigma_x=0, sigma_y=0, rotation=0, factor=1, noise=0, quality=100, noise_seed=0)
 
@@ -30,10 +51,10 @@ def libjpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
     return np.array(Image.open(buffer))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RANGES)
 def test_draws_fill_the_published_ranges(preset: str) -> None:
     drawn = [draw(preset, seed) for seed in range(2000)]
-    ranges = PRESETS[preset]
+    ranges = RANGES[preset]
     rows: list[tuple[list[float], tuple[float, float]]] = [
         ([d.sigma_x for d in drawn], ranges.sigma),
         ([d.sigma_y for d in drawn], ranges.sigma),
@@ -51,9 +72,9 @@ def test_draws_fill_the_published_ranges(preset: str) -> None:
 
 
 def test_presets_are_those_of_the_paper() -> None:
-    assert PRESETS["spec"] == Ranges((0, 16), (1, 32), (0, 20), (30, 100))
-    assert PRESETS["severe"] == Ranges((8, 16), (8, 32), (0, 20), (30, 100))
-    assert PRESETS["moderate"] == Ranges((0, 8), (1, 8), (0, 15), (60, 100))
+    assert RANGES["spec"] == Ranges((0, 16), (1, 32), (0, 20), (30, 100))
+    assert RANGES["severe"] == Ranges((8, 16), (8, 32), (0, 20), (30, 100))
+    assert RANGES["moderate"] == Ranges((0, 8), (1, 8), (0, 15), (60, 100))
 
 
 def test_kernel_is_a_rotated_gaussian() -> None:
@@ -132,6 +153,22 @@ def test_severe_is_worse_than_moderate(face: torch.Tensor) -> None:
     assert float(severe.mean()) > 2 * float(moderate.mean())
 
 
+def test_mild_is_better_than_moderate(face: torch.Tensor) -> None:
+    images = face.expand(8, -1, -1, -1)
+    moderate = (degrade(images, range(8), "moderate") - images).square().mean(dim=(1, 2, 3))
+    mild = (degrade(images, range(8), "mild") - images).square().mean(dim=(1, 2, 3))
+    assert float(moderate.mean()) > 2 * float(mild.mean())
+
+
+@pytest.mark.parametrize("preset", ["severe", "moderate"])
+def test_published_presets_do_not_change(face: torch.Tensor, preset: str) -> None:
+    """What was measured with a seed can be measured again."""
+    drawn = draw(preset, 2024)
+    expected = {"severe": EXPECTED_SEVERE, "moderate": EXPECTED_MODERATE}[preset]
+    assert drawn == expected
+    assert targets(face, [2024], preset) is face
+
+
 def test_half_scale_looks_like_half_the_large_picture(face: torch.Tensor) -> None:
     degradation = Degradation(10, 6, 0.5, 12, 0, 90, 0)
     small_face = F.interpolate(face, scale_factor=0.5, mode="area")
@@ -145,5 +182,9 @@ def test_half_scale_looks_like_half_the_large_picture(face: torch.Tensor) -> Non
 def test_wrong_arguments_are_refused(face: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="spec, severe, moderate"):
         degrade(face, [1], "gentle")
+    with pytest.raises(UsageError, match="mild, archive"):
+        targets(face, [1], "gentle")
+    with pytest.raises(UsageError, match="one degradation or seed for each"):
+        degrade(face, [1, 2], "archive")
     with pytest.raises(UsageError, match="one degradation or seed for each"):
         degrade(face, [1, 2])

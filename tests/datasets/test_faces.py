@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from facefix.datasets.faces import find_faces, hold_out, load_pixels, read_mappi
 from facefix.datasets.sources import Faces
 from facefix.errors import UsageError
 from facefix.networks.images import to_network
-from facefix.training.config import AutoencoderTraining, DenoiserTraining, read_config, write_config
+from facefix.training.config import (
+    AutoencoderTraining,
+    DenoiserTraining,
+    LandmarkTraining,
+    SurvivalTraining,
+    read_config,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -127,7 +135,10 @@ def test_a_configuration_is_checked_and_its_paths_start_at_the_file(tmp_path: Pa
     "path", sorted((Path(__file__).parent.parent.parent / "facefix/training/configs").glob("*.yaml"))
 )
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    if "autoencoder" in path.name:
-        assert read_config(path, AutoencoderTraining).schedule.steps > 0
-    else:
-        assert read_config(path, DenoiserTraining).schedule.steps > 0
+    kinds: dict[str, Any] = {
+        "autoencoder": AutoencoderTraining,
+        "landmarks": LandmarkTraining,
+        "survival": SurvivalTraining,
+    }
+    kind: Any = next((kind for name, kind in kinds.items() if name in path.name), DenoiserTraining)
+    assert read_config(path, kind).schedule.steps > 0

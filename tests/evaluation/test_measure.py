@@ -15,9 +15,10 @@ from faces_on_disk import write_manifest_set
 from PIL import Image
 from tiny import tiny_guided
 
+from facefix.datasets import archive
 from facefix.datasets.targets import EvaluationFace, read_crop, read_faces
 from facefix.errors import NotFiniteError, UsageError
-from facefix.evaluation.measure import degraded_crop, evaluate
+from facefix.evaluation.measure import degraded_crop, evaluate, target_crop
 from facefix.evaluation.metrics import MetricSet
 from facefix.evaluation.results import (
     GIVEN,
@@ -197,6 +198,20 @@ def test_lq_pictures_of_the_set(faces: list[EvaluationFace], metrics: MetricSet)
     np.testing.assert_array_equal(degraded_crop(given, read_crop(given.truth), GIVEN, 0), read_crop(faces[1].truth))
 
 
+def test_old_photos_are_compared_with_the_truth_in_their_tone(faces: list[EvaluationFace], metrics: MetricSet) -> None:
+    truths = [read_crop(face.truth) for face in faces]
+    seed = next(seed for seed in range(50) if archive.draw(faces[0].seed(seed)).tone.grey)
+    target = target_crop(faces[0], truths[0], "archive", seed)
+    assert (target[..., 0] == target[..., 2]).all() and not (truths[0][..., 0] == truths[0][..., 2]).all()
+    assert target_crop(faces[0], truths[0], "severe", seed) is truths[0]
+    result = evaluate(faces[:1], [], metrics, Plan(degradations=("archive", "severe"), seed=seed))
+    for name, truth in (("archive", target), ("severe", truths[0])):
+        expected = metrics.score([degraded_crop(faces[0], truths[0], name, seed)], truth)
+        found = result.runs[RunKey(LQ_INPUT, name, Condition.LQ)].scores
+        assert found["PSNR dB"][0] == pytest.approx(expected["PSNR dB"][0])
+        assert found["dlib distance"][0] == pytest.approx(expected["dlib distance"][0], rel=1e-3)
+
+
 def test_faces_without_references_are_left_out_where_references_are_needed(
     faces: list[EvaluationFace], metrics: MetricSet, mirror: MirroredReference
 ) -> None:
@@ -279,7 +294,7 @@ def test_command_without_a_model_scores_the_input(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--degradation", "gentle"], 2, "expected one of spec, severe, moderate, given"),
+        (["--degradation", "gentle"], 2, "expected one of spec, severe, moderate, mild, archive, given"),
         (["--condition", "luck"], 2, "no-references"),
         (["--model", "no-such-model"], 69, "no-such-model"),
         (["--model", "none", "--arcface", "missing.onnx"], 69, r"missing.onnx"),
