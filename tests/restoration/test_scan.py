@@ -56,7 +56,7 @@ def test_says_why_each_file_is_skipped(tmp_path: Path) -> None:
     assert relatives(result) == ["photo.jpg"]
     assert found == {
         ".hidden.jpg": "hidden",
-        ".thumbnails": "hidden",
+        ".thumbnails": "thumbnails and previews of another program",
         "broken.jpg": "broken symbolic link",
         "facefix-report": "report of an earlier run",
         "no_suffix": "not a photo by its name (no suffix)",
