@@ -27,7 +27,6 @@ class Step(Protocol):
 
     def __call__(self, picture: Tensor, scale: float) -> Tensor:
         """The picture (3, H, W) with this damage; ``scale`` is its size relative to 512."""
-        """(C, H, W) -> (C, H, W)."""
         ...
 
 
