@@ -7,6 +7,9 @@ so CPU and CUDA give different noise of the same strength.
 The published ranges speak of 512 x 512 crops. For smaller pictures of the same framing give ``scale`` (0.5 at 256 px):
 blur, kernel and factor shrink with it, so that the small low-quality image in the middle has the same number of pixels
 and looks the same; only a factor that would fall below 1 (the picture has not that many pixels to lose) stays at 1.
+
+The preset ``archive`` is made otherwise, of all that happens to old photographs (:mod:`facefix.training.archive`); what
+its faces should be restored to is not the picture that was degraded but that picture in the photo's tone: ``targets``.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 
 from facefix.datasets import jpeg as torch_jpeg
 from facefix.errors import UsageError
+from facefix.training import archive
 
 Jpeg = Literal["pillow", "torch"]
 
@@ -51,14 +55,21 @@ class Ranges:
     """JPEG quality, cut to an integer after the draw"""
 
 
-PRESETS: Mapping[str, Ranges] = MappingProxyType(
+RANGES: Mapping[str, Ranges] = MappingProxyType(
     {
         "spec": Ranges(sigma=(0, 16), factor=(1, 32), noise=(0, 20), quality=(30, 100)),
         "severe": Ranges(sigma=(8, 16), factor=(8, 32), noise=(0, 20), quality=(30, 100)),
         "moderate": Ranges(sigma=(0, 8), factor=(1, 8), noise=(0, 15), quality=(60, 100)),
+        "mild": Ranges(sigma=(0, 2.5), factor=(1, 2.5), noise=(0, 8), quality=(70, 100)),
     }
 )
-"""``spec``: ReF-LDM's training. ``severe`` and ``moderate``: its two published test sets."""
+"""``spec``: ReF-LDM's training. ``severe`` and ``moderate``: its two published test sets. ``mild``: a telephone's
+pictures of somebody at a distance."""
+
+ARCHIVE = "archive"
+
+PRESETS = (*RANGES, ARCHIVE)
+"""Names of all presets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +104,12 @@ class Degradation:
 
 
 def ranges_of(preset: str | Ranges) -> Ranges:
-    """``preset`` by name. Raises UsageError for a name that is not one of PRESETS."""
+    """``preset`` by name. Raises UsageError for a name that is not one of RANGES."""
     if isinstance(preset, Ranges):
         return preset
-    if preset not in PRESETS:
-        raise UsageError(f"degradation: expected one of {', '.join(PRESETS)}, found {preset!r}")
-    return PRESETS[preset]
+    if preset not in RANGES:
+        raise UsageError(f"degradation: expected one of {', '.join(RANGES)}, found {preset!r}")
+    return RANGES[preset]
 
 
 def draw(preset: str | Ranges, seed: int) -> Degradation:
@@ -131,18 +142,37 @@ def degrade(
 
     ``scale``: size of the images relative to 512 (module docstring). ``jpeg``: ``pillow`` compresses for real, on the
     CPU; ``torch`` repeats libjpeg's arithmetic on the images' device and differs by a level here and there.
+    ``archive`` is always computed on the CPU with libjpeg.
     Raises UsageError for an unknown preset or a number of seeds that does not fit.
     """
+    if preset == ARCHIVE:
+        _check(images, seeds)
+        return archive.degrade(images.float(), seeds, scale=scale)
+    _known(preset)
     return apply(images, [draw(preset, seed) for seed in seeds], scale=scale, jpeg=jpeg)
+
+
+def targets(images: Tensor, seeds: Sequence[int], preset: str | Ranges = "spec") -> Tensor:
+    """What ``degrade(images, seeds, preset)`` should be restored to; same shape and range.
+
+    The images themselves, but for ``archive``: there in the tone and light that each photo has, so that a grey photo's
+    target is grey. Raises UsageError as ``degrade`` does.
+    """
+    if preset != ARCHIVE:
+        _known(preset)
+        return images
+    _check(images, seeds)
+    return archive.targets(images.float(), seeds)
+
+
+def _known(preset: str | Ranges) -> None:
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise UsageError(f"degradation: expected one of {', '.join(PRESETS)}, found {preset!r}")
 
 
 def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float = 1.0, jpeg: Jpeg = "pillow") -> Tensor:
     """``degrade`` with the degradations given, one for each image."""
-    if images.ndim != 4 or images.shape[1] != 3 or len(degradations) != len(images):
-        raise UsageError(
-            f"degradation: expected images (B, 3, H, W) and one degradation or seed for each, "
-            f"found shape {tuple(images.shape)} and {len(degradations)}"
-        )
+    _check(images, degradations)
     fitted = [degradation.scaled(scale) for degradation in degradations]
     result = torch.empty_like(images, dtype=torch.float32)
     for group in _alike_in_size(fitted, images.shape[2], images.shape[3]):
@@ -150,6 +180,14 @@ def apply(images: Tensor, degradations: Sequence[Degradation], *, scale: float =
         with torch.autocast(images.device.type, enabled=False):
             result[members] = _degrade_group(images[members].float(), [fitted[i] for i in group], scale, jpeg)
     return result
+
+
+def _check(images: Tensor, each: Sequence[object]) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or len(each) != len(images):
+        raise UsageError(
+            f"degradation: expected images (B, 3, H, W) and one degradation or seed for each, "
+            f"found shape {tuple(images.shape)} and {len(each)}"
+        )
 
 
 def _alike_in_size(degradations: Sequence[Degradation], height: int, width: int) -> Iterable[list[int]]:
