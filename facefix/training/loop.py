@@ -142,6 +142,9 @@ class Leg:
             self._load(self.run.resume(self.config, self.device))
         else:
             self.run.start(self.config)
+        return self._loop()
+
+    def _loop(self) -> Outcome:
         schedule, watching = self.config.schedule, self.config.watching
         began, before = time.monotonic(), self.seconds
         with _stop_signals() as stop, _progress(schedule.steps, self.step) as show:
@@ -156,7 +159,7 @@ class Leg:
                 if self.step % watching.sheet_steps == 0:
                     self._watch()
                 leg_over = schedule.leg_minutes and time.monotonic() - began > 60 * schedule.leg_minutes
-                if stop or leg_over:
+                if self._agreed(bool(stop or leg_over)):
                     break
         self._save()
         finished = self._finished()
@@ -164,6 +167,10 @@ class Leg:
             self._watch()
         self.task.save(self._mean_network(), self.run.model)
         return Outcome(self.step, finished, self.seconds / 60)
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether this leg ends after the step."""
+        return stop
 
     def _progress(self) -> float:
         schedule = self.config.schedule
