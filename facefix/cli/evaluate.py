@@ -42,9 +42,14 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     sweep: Annotated[
         bool,
         typer.Option(
-            "--sweep", help="Quality against steps: 2 to 50 steps with every sampler, from noise and from LQ."
+            "--sweep",
+            help="Every way to sample that the model's method compares: steps, samplers, from noise and from LQ.",
         ),
     ] = False,
+    ablation: Annotated[
+        list[str] | None,
+        typer.Option(help="Also without this part of the method (guided: guide, attention, detail); repeatable."),
+    ] = None,
     autoencoder: Annotated[
         bool, typer.Option(help="Also encode and decode the truth: the best a latent model can do.")
     ] = True,
@@ -71,10 +76,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     from facefix.datasets.targets import FFHQRefFolders, read_faces, spread
     from facefix.device import choose_device, choose_dtype
     from facefix.evaluation.measure import evaluate
-    from facefix.evaluation.methods import SWEEP, Grid, load_methods
+    from facefix.evaluation.methods import Variants, load_methods
     from facefix.evaluation.metrics import MetricSet, installed_arcface
     from facefix.evaluation.results import Plan
     from facefix.evaluation.tables import parse_conditions, write_results
+    from facefix.methods.base import SamplingGrid
     from facefix.progress import open_progress
     from facefix.weights.catalogue import best_installed_model
 
@@ -87,16 +93,15 @@ def evaluate(  # noqa: PLR0913, PLR0917 (one option each)
     )
     found = spread(read_faces(faces, FFHQRefFolders(images, lq)), limit)
     models = [name for name in model or [best_installed_model()] if name != "none"]
-    default = SWEEP if sweep else Grid()
-    grid = Grid(
+    default = SamplingGrid()
+    grid = SamplingGrid(
         steps=steps or default.steps,
         samplers=sampler or default.samplers,
         guidance_scales=guidance or default.guidance_scales,
         start_timesteps=start_timestep or default.start_timesteps,
     )
-    methods = load_methods(
-        models, grid, device=where, dtype=choose_dtype(dtype, where), with_autoencoder=autoencoder and not sweep
-    )
+    variants = Variants(grid, sweep, tuple(ablation or ()), autoencoder and not sweep)
+    methods = load_methods(models, variants, device=where, dtype=choose_dtype(dtype, where))
     metrics = MetricSet.load(where, arcface or installed_arcface())
     with open_progress(quiet=quiet) as progress:
         evaluation = evaluate(found, methods, metrics, plan, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -30,16 +29,15 @@ def face(
 ) -> None:
     """Restore one aligned face crop."""
     from facefix.device import choose_device, choose_dtype
-    from facefix.jobs.aligned_face import restore_crop
+    from facefix.jobs.aligned_face import CropRequest, restore_crop
     from facefix.methods.base import SamplingSettings
 
     where = choose_device(device)
-    settings = SamplingSettings(steps, guidance, sampler, seed)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        restore_crop(
-            lq, ref or [], output, model=model, device=where, dtype=choose_dtype(dtype, where), settings=settings
-        )
-    for note in notes:
-        if str(note.message).split(":")[0] in {"lq", "references"}:
-            typer.echo(f"facefix: {note.message}", err=True)
+    restore_crop(
+        CropRequest(lq, ref or [], output),
+        model=model,
+        device=where,
+        dtype=choose_dtype(dtype, where),
+        sampling=SamplingSettings(steps, guidance, sampler, seed),
+        say=lambda note: typer.echo(f"facefix: {note}", err=True),
+    )

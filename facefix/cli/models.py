@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import typer
 
 from facefix.cli.app import app
-from facefix.errors import CheckpointError, UsageError, WeightsUnavailable
+from facefix.errors import CheckpointError, WeightsUnavailable
 from facefix.files.digests import sha256_of
+from facefix.methods.registry import REQUIRED, Importer, ImportOption, RestorationMethod, methods
 from facefix.weights import catalogue as weights
 from facefix.weights import checksums, install
 
@@ -167,21 +169,41 @@ def _observer() -> Iterator[install.Observer]:
         yield install.Observer(say=lambda message: bars.console.print(message, markup=False), progress=advance)
 
 
-@models.command("import")
-def import_model(
-    kind: str = typer.Argument(..., help="What the checkpoints are: refldm."),
-    checkpoint: Path = typer.Argument(..., help="The published checkpoint of the denoiser (refldm.ckpt)."),
-    vqgan: Path = typer.Option(..., "--vqgan", help="The published checkpoint of the autoencoder (vqgan.ckpt)."),
-    config: Path | None = typer.Option(None, "--config", help="YAML in the published format; the published model's."),
-    to: Path = typer.Option(..., "--to", help="Folder to write, in diffusers layout."),
-) -> None:
-    """Turn published checkpoints into a folder that facefix and diffusers load."""
-    if kind != "refldm":
-        raise UsageError(f"models import: expected refldm, found {kind!r}")
-    from facefix.methods.refldm.convert import import_refldm
+def _import_command(method: RestorationMethod, importer: Importer) -> Callable[..., None]:
+    """The command that imports a method's published checkpoints, with an option for each thing it is told."""
 
-    folder = import_refldm(checkpoint, vqgan, config, to)
-    install.seal_installed(
-        folder, weights.entry(kind), {published.name: sha256_of(published) for published in (checkpoint, vqgan)}
-    )
-    print(folder)
+    def command(to: Path, **values: Any) -> None:
+        folder = importer.run(to, values)
+        files = [value for value in values.values() if isinstance(value, Path) and value.is_file()]
+        install.seal_installed(folder, weights.imported(method), {file.name: sha256_of(file) for file in files})
+        print(folder)
+
+    parameters = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_parameter(option),
+            annotation=option.kind if option.default == REQUIRED else option.kind | None,
+        )
+        for option in importer.options
+    ]
+    folder = typer.Option(..., "--to", help="Folder to write, in diffusers layout.")
+    parameters.append(inspect.Parameter("to", inspect.Parameter.KEYWORD_ONLY, default=folder, annotation=Path))
+    command.__doc__ = f"Turn published {method.name} checkpoints into a folder that facefix and diffusers load."
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _parameter(option: ImportOption) -> Any:
+    default = ... if option.default == REQUIRED else option.default
+    if option.positional:
+        return typer.Argument(default, help=option.help)
+    return typer.Option(default, f"--{option.name.replace('_', '-')}", help=option.help)
+
+
+import_models = typer.Typer(help="Turn published checkpoints into a folder that facefix and diffusers load.")
+models.add_typer(import_models, name="import", no_args_is_help=True)
+for _method in methods().values():
+    if _method.importer is not None:
+        import_models.command(_method.name)(_import_command(_method, _method.importer))

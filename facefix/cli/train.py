@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from facefix.cli.app import app
+from facefix.errors import UsageError
+from facefix.methods.registry import RestorationMethod, methods
 
 train = typer.Typer(help="Train the networks of facefix's own model (needs facefix\\[train]).", no_args_is_help=True)
 dataset = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
@@ -32,15 +35,29 @@ def autoencoder(config: Config, resume: Resume = False) -> None:
     _report(settings.run, outcome.step, outcome.finished)
 
 
-@train.command()
-def denoiser(config: Config, resume: Resume = False) -> None:
-    """Train the denoiser on a frozen autoencoder; the whole pipeline lies in RUN/model afterwards."""
-    from facefix.methods.refldm.training import train_denoiser
-    from facefix.training.config import DenoiserTraining, read_config
+def _train_command(method: RestorationMethod) -> Callable[..., None]:
+    """The command that trains the networks of a method, leg by leg."""
+    legs = method.training
+    lines = "; ".join(f"{name}: {leg.help}" for name, leg in legs.items())
 
-    settings = read_config(config, DenoiserTraining)
-    outcome = train_denoiser(settings, resume=resume)
-    _report(settings.run, outcome.step, outcome.finished)
+    def command(config: Config, leg: str = next(iter(legs)), resume: Resume = False) -> None:
+        from facefix.training.config import read_config
+
+        if leg not in legs:
+            raise UsageError(f"--leg: expected one of {', '.join(legs)}, found {leg!r}")
+        settings = read_config(config, legs[leg].config.load())
+        outcome = legs[leg].train.load()(settings, resume=resume)
+        _report(settings.run, outcome.step, outcome.finished)
+
+    command.__annotations__["leg"] = Annotated[str, typer.Option("--leg", help=f"What is trained: {lines}.")]
+    command.__annotations__ |= {"config": Config, "resume": Resume, "return": None}
+    command.__doc__ = f"Train {method.name}; what was trained lies in RUN/model afterwards."
+    return command
+
+
+for _method in methods().values():
+    if _method.training:
+        train.command(_method.name)(_train_command(_method))
 
 
 @train.command()
@@ -75,7 +92,6 @@ def refs(
 ) -> None:
     """Find the people in a folder of faces and write FFHQ-Ref-style reference mappings, split by person."""
     from facefix.datasets.mappings import MappingRules, embed_folder, pairwise, write_mappings
-    from facefix.errors import UsageError
 
     if identity not in _SAME:
         raise UsageError(f"--identity: expected one of {sorted(_SAME)}, found {identity!r}")

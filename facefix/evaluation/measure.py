@@ -67,7 +67,7 @@ def evaluate(
             face, inputs, {Condition.REFERENCES: face.references, Condition.WRONG_REFERENCES: wrong[face.name]}
         )
         for method in methods:
-            results = task.restore(method, plan, record.prepare_seconds, metrics.device)
+            results = task.restore(method, plan, record.prepare_seconds)
             if method.reconstruct is not None:
                 key = RunKey(method.name, NOT_DEGRADED, Condition.AUTOENCODER)
                 results[key] = _Result(_at_size(method.reconstruct(_for(method, truth)), CROP_SIZE))
@@ -162,18 +162,18 @@ class _Task:
     prepared: dict[tuple[str, tuple[Path, ...]], PreparedReferences] = field(default_factory=dict)
 
     def restore(
-        self, method: Method, plan: Plan, prepare_seconds: dict[str, list[float]], device: torch.device
+        self, method: Method, plan: Plan, prepare_seconds: dict[str, list[float]]
     ) -> dict[RunKey, _Result]:
         """The face under every condition and degradation of ``plan``; nothing where it lacks the references."""
         results: dict[RunKey, _Result] = {}
         for condition in plan.conditions:
             paths = tuple(self.references.get(condition, ()))[: plan.max_references]
-            if condition is not Condition.NO_REFERENCES and not paths:
+            if not _can_be_shown(method, condition, paths):
                 continue
             references = self._prepare(method, paths, prepare_seconds) if paths else None
             for degradation, lq in self.inputs.items():
                 key = RunKey(method.name, degradation, condition)
-                results[key] = _restore(method, lq, references, self.face.seed(plan.seed), device)
+                results[key] = _restore(method, lq, references, self.face.seed(plan.seed))
         return results
 
     def _prepare(
@@ -188,10 +188,15 @@ class _Task:
         return self.prepared[key]
 
 
-def _restore(
-    method: Method, lq: Pixels, references: PreparedReferences | None, seed: int, device: torch.device
-) -> _Result:
-    memory = PeakMemory(device)
+def _can_be_shown(method: Method, condition: Condition, paths: Sequence[Path]) -> bool:
+    """Whether the condition exists for a method and a face: a blind one has no references to be given or taken."""
+    if condition is Condition.NO_REFERENCES:
+        return method.restorer.references != "needed"
+    return method.restorer.references != "none" and bool(paths)
+
+
+def _restore(method: Method, lq: Pixels, references: PreparedReferences | None, seed: int) -> _Result:
+    memory = PeakMemory(method.restorer.device)
     memory.reset()
     crop = _for(method, lq)
     start = time.perf_counter()

@@ -3,54 +3,76 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from facefix.errors import PhotoError, UsageError
 from facefix.files import atomic
-from facefix.methods.base import SamplingSettings
-from facefix.methods.refldm.restorer import ReFLDMRestorer
+from facefix.methods import registry
+from facefix.methods.base import LoadOptions, Pixels, SamplingSettings
 from facefix.weights.catalogue import best_installed_model, find_model
 
 OUTPUT_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
+@dataclass(frozen=True, slots=True)
+class CropRequest:
+    """One aligned crop, its references, and where the result goes."""
+
+    lq: Path
+    references: Sequence[Path]
+    output: Path
+
+
 def restore_crop(
-    lq: Path,
-    references: Sequence[Path],
-    output: Path,
+    request: CropRequest,
     *,
     model: str | None,
     device: torch.device,
     dtype: torch.dtype,
-    settings: SamplingSettings,
+    sampling: SamplingSettings,
+    say: Callable[[str], None] = lambda _note: None,
 ) -> Path:
     """Restore one aligned crop with reference crops of the same person and write the result.
 
+    :param model: name or folder; None: the best that is installed.
+    :param say: told what the user should know: a crop that was resized, references that the model does not take.
     :raises UsageError: an argument cannot be used; nothing was written.
     :raises PhotoError: an image cannot be read.
     :raises WeightsUnavailable: the model is not installed.
     """
+    output, paths = request.output, request.references
     if output.suffix.lower() not in OUTPUT_FORMATS:
         raise UsageError(f"--output: expected a name ending in {', '.join(OUTPUT_FORMATS)}, found {output.name!r}")
-    if any(output.resolve() == path.resolve() for path in [lq, *references]):
+    if any(output.resolve() == path.resolve() for path in [request.lq, *paths]):
         raise UsageError(f"--output: expected a new file, found {output}, which is an input")
-    crop = read_crop(lq)
-    pictures = [read_crop(path) for path in references]
-    restorer = ReFLDMRestorer.load(
-        find_model(model or best_installed_model()), name=model, device=device, dtype=dtype, settings=settings
-    )
-    pipeline = restorer.pipeline
-    if not pictures and pipeline.config.needs_references:
+    crop = read_crop(request.lq)
+    pictures = [read_crop(path) for path in paths]
+    name = model or best_installed_model()
+    restorer = registry.load(find_model(name), LoadOptions(Path(name).name, device, dtype, sampling))
+    if not pictures and restorer.references == "needed":
         raise UsageError(f"--ref: expected at least one reference (model {restorer.name} needs them), found none")
-    cache = pipeline.encode_references(pictures, [str(path) for path in references]) if pictures else None
-    restored = pipeline(
-        [crop], cache, settings.steps, settings.guidance_scale, latents=restorer.start_noise([settings.seed])
-    ).images[0]
-    return write_image(restored, output)
+    if pictures and restorer.references == "none":
+        say(f"--ref: model {restorer.name} takes no references; they are not used")
+        pictures = []
+    size = restorer.crop_size
+    faces = [_at_size(picture, size, "references", say) for picture in pictures]
+    prepared = restorer.prepare(faces, [str(path) for path in paths]) if faces else None
+    (restored,) = restorer.restore([_at_size(crop, size, "lq", say)], prepared)
+    return write_image(Image.fromarray(restored), output)
+
+
+def _at_size(picture: Image.Image, size: int, argument: str, say: Callable[[str], None]) -> Pixels:
+    """(size, size, 3) pixels, resized bicubically as the published code does."""
+    if picture.width != size:
+        say(f"{argument}: resized from {picture.width} to {size} px")
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(picture)
 
 
 def read_crop(path: Path) -> Image.Image:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facefix.errors import UsageError, WeightsUnavailable
+from facefix.methods.registry import MODEL_INDEX, RestorationMethod, methods
 
-MODEL_INDEX = "model_index.json"
+SHIPPED_MODEL = "small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,18 @@ class Weights:
     non_commercial: bool
     """such a licence is shown, and must be accepted before anything is fetched"""
     install: str
-    """``unzip``: the one file is a zip; ``refldm``: published checkpoints to import; ``shipped``: comes with facefix"""
+    """``unzip``: the one file is a zip; ``import``: published checkpoints of ``method``; ``shipped``: with facefix"""
     files: tuple[PublishedFile, ...] = ()
     contents: tuple[str, ...] = ()
     """patterns; each must match a file in the installed folder"""
     note: str = ""
+    method: str | None = None
+    """the restoration method of a model (:mod:`facefix.methods.registry`); None for other weights"""
 
     @property
     def is_model(self) -> bool:
         """Whether it is a restoration model in diffusers layout."""
-        return MODEL_INDEX in self.contents
+        return self.method is not None
 
     @property
     def download_bytes(self) -> int | None:
@@ -68,6 +71,7 @@ CATALOGUE: Mapping[str, Weights] = {
             non_commercial=False,
             install="shipped",
             contents=(MODEL_INDEX,),
+            method="guided",
         ),
         Weights(
             name="refldm",
@@ -75,7 +79,8 @@ CATALOGUE: Mapping[str, Weights] = {
             licence="non-commercial research only (ReF-LDM licence)",
             licence_url="https://github.com/ChiWeiHsiao/ref-ldm#license-and-usage",
             non_commercial=True,
-            install="refldm",
+            install="import",
+            method="refldm",
             files=(
                 PublishedFile(
                     "refldm.ckpt",
@@ -129,6 +134,23 @@ CATALOGUE: Mapping[str, Weights] = {
         ),
     )
 }
+
+
+def imported(method: RestorationMethod) -> Weights:
+    """What is imported of a method's published checkpoints: its entry in the catalogue, or one of its row."""
+    for weights in CATALOGUE.values():
+        if weights.install == "import" and weights.method == method.name:
+            return weights
+    return Weights(
+        method.name,
+        method.summary,
+        method.licence,
+        method.licence_url,
+        method.non_commercial,
+        install="import",
+        contents=(MODEL_INDEX,),
+        method=method.name,
+    )
 
 
 def weights_dir() -> Path:
@@ -202,8 +224,14 @@ def find_model(name_or_dir: str | Path) -> Path:
 
 
 def best_installed_model() -> str:
-    """Name of the model used when none is asked for: ``refldm`` where it is installed, else ``small``."""
-    return next((name for name in ("refldm", "small") if installed_folder(name)), "small")
+    """Name of the model used when none is asked for: of those installed, the one whose method ranks first."""
+    ranks = {
+        weights.name: methods()[weights.method].default_rank
+        for weights in CATALOGUE.values()
+        if weights.method in methods()
+    }
+    candidates = [name for name, rank in ranks.items() if rank is not None and installed_folder(name)]
+    return max(candidates, key=lambda name: ranks[name] or 0, default=SHIPPED_MODEL)
 
 
 def how_to_install(weights: Weights) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from facefix.errors import FacefixError, LockHeld, UsageError, WeightsUnavailable
 from facefix.files.atomic import new_folder, write_bytes
+from facefix.methods.registry import method_named
 from facefix.weights.catalogue import PublishedFile, Weights, _is_complete, find_model, weights_dir
 from facefix.weights.checksums import seal, verify
 from facefix.weights.download import Patience, RemoteFile, check, fetch
@@ -141,8 +143,9 @@ def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, obs
     """Build the folder aside, seal it, and put it in place in one step."""
     try:
         with new_folder(folder) as new:
-            if weights.install == "refldm":
-                _import_refldm(files, new, observer)
+            if weights.install == "import":
+                observer.say("importing the published checkpoints")
+                _import_published(weights, files, new)
             else:
                 for obtained in files.values():
                     observer.say(f"unpacking {obtained.path.name}")
@@ -160,12 +163,18 @@ def _install(weights: Weights, files: Mapping[str, _Obtained], folder: Path, obs
         ) from error
 
 
-def _import_refldm(files: Mapping[str, _Obtained], to: Path, observer: Observer) -> None:
-    from facefix.methods.refldm.convert import import_refldm
-
-    observer.say("importing the published checkpoints")
-    config = next((obtained.path for name, obtained in files.items() if name.endswith((".yaml", ".yml"))), None)
-    import_refldm(files["refldm.ckpt"].path, files["vqgan.ckpt"].path, config, to)
+def _import_published(weights: Weights, files: Mapping[str, _Obtained], to: Path) -> None:
+    """Convert published files as the registry says how: each goes to the option whose pattern its name fits."""
+    assert weights.method is not None
+    importer = method_named(weights.method).importer
+    assert importer is not None
+    values = {
+        option.name: obtained.path
+        for option in importer.options
+        for name, obtained in files.items()
+        if option.published and fnmatch.fnmatch(name, option.published)
+    }
+    importer.run(to, values)
 
 
 def seal_installed(folder: Path, weights: Weights, sources: Mapping[str, str]) -> None:

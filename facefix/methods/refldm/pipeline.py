@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel, VQModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from facefix.errors import NotFiniteError, UsageError
+from facefix.methods.registry import MODEL_INDEX, method_of
 from facefix.networks import autoencoder as vqgan
 from facefix.networks.blocks import contents
 from facefix.networks.cachekv import denoise, install_attention, install_cachekv, reference_pass
-from facefix.networks.guide import choose_references, complete, is_guided
-from facefix.networks.images import Images, resize, tensor_to_pil, to_tensor
+from facefix.networks.images import Images, resize, tensor_to_pil, tensor_to_pixels, to_tensor
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.schedule import prepare
 
@@ -29,6 +32,23 @@ MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 20.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What one call restores, and what it works with."""
+
+    crops: torch.Tensor
+    """(B, 3, S, S) LQ faces in [-1, 1], S = the pipeline's ``crop_size``"""
+    lq: torch.Tensor
+    """(B, 8, h, w) their latents"""
+    unet: UNet2DModel
+    """the denoiser that does it"""
+    references: ReferenceCache | None = None
+    guides: torch.Tensor | None = None
+    """(B, 3, S, S) pictures that a method starts from in place of the LQ faces, where it has any"""
+    guide_latents: torch.Tensor | None = None
+    """(B, 8, h, w)"""
+
+
 class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed
     """Restores LQ face crops so that they look like the person on the reference images.
 
@@ -36,90 +56,78 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     flight at once in several threads; none of them changes the pipeline.
 
     :param autoencoder: VQGAN.
-    :param unet: denoiser; its input channels are twice the latent channels, or three times for one that takes a
-        guide (:mod:`facefix.networks.guide`) beside the LQ latents.
+    :param unet: denoiser; its input channels are twice the latent channels: noisy and LQ latents.
     :param scheduler: noise schedule and sampler.
     :param reference_encoding: ``"strip"`` encodes all references side by side as one wide image, as the published
         model was trained; ``"each"`` one by one, so that caches of single images can be composed.
     :param quantize_latents: decode through the codebook (the published model) or from the latents as they are.
-    :param residual: the denoiser diffuses the difference between the HQ latent and the LQ latent (the guide's, where
-        it takes one) instead of the HQ latent.
-    :param keep_detail: what comes out is the LQ crop (the guide) plus the change that the model makes to it, the
-        difference of two decoded images, so that detail which the autoencoder cannot carry is not lost. Needs a
-        residual model.
-    :param latent_scale: standard deviation of what is diffused; it is divided by this so that it has unit variance.
-    :param crop_size: px of the square crops that go in and come out; by default what the denoiser works at. Where it
-        differs, crops are resized on the way in and out.
     :param needs_references: the model was trained with references only.
-    :param start_timestep: where sampling starts by default: at pure noise (None) or at the noised LQ latent.
-    :param round_pixels: PIL output is rounded to the nearest level instead of truncated as published.
     :param default_steps: steps of this model where the caller names none.
     :param default_guidance_scale: likewise.
-    :param unguided: a denoiser without guide that restores faces without references in place of ``unet``.
-    :param unguided_latent_scale: its ``latent_scale``.
     """
 
-    model_cpu_offload_seq = "autoencoder->unet->unguided"
-    _optional_components: ClassVar[list[str]] = ["unguided"]
+    model_cpu_offload_seq = "autoencoder->unet"
 
     autoencoder: VQModel
     unet: UNet2DModel
     scheduler: SchedulerMixin
-    unguided: UNet2DModel | None
 
-    def __init__(  # noqa: PLR0913, PLR0917 (diffusers keeps every argument as one entry of the model's configuration)
+    def __init__(
         self,
         autoencoder: VQModel,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         reference_encoding: str = "strip",
         quantize_latents: bool = True,
-        residual: bool = False,
-        keep_detail: bool = False,
-        latent_scale: float = 1.0,
-        crop_size: int | None = None,
         needs_references: bool = False,
-        start_timestep: int | None = None,
-        round_pixels: bool = False,
         default_steps: int = 50,
         default_guidance_scale: float = 1.5,
-        unguided: UNet2DModel | None = None,
-        unguided_latent_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if reference_encoding not in ("strip", "each"):
-            raise UsageError(f"reference_encoding: expected 'strip' or 'each', found {reference_encoding!r}")
-        channels = autoencoder.config.vq_embed_dim or autoencoder.config.latent_channels
-        if unet.config.in_channels not in (2 * channels, 3 * channels) or unet.config.out_channels != channels:
-            raise UsageError(
-                f"unet: expected {2 * channels} input channels ({3 * channels} with a guide) and {channels} output "
-                f"channels for this autoencoder, found "
-                f"{unet.config.in_channels} and {unet.config.out_channels}"
-            )
-        self.register_modules(
-            autoencoder=install_attention(autoencoder), unet=install_cachekv(unet), scheduler=scheduler
-        )
-        self.register_modules(unguided=None if unguided is None else install_cachekv(unguided))
+        self._set_up(autoencoder, unet, scheduler, reference_encoding)
         self.register_to_config(
             reference_encoding=reference_encoding,
             quantize_latents=quantize_latents,
-            residual=residual,
-            keep_detail=keep_detail,
-            latent_scale=latent_scale,
-            crop_size=crop_size,
             needs_references=needs_references,
-            start_timestep=start_timestep,
-            round_pixels=round_pixels,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
-            unguided_latent_scale=unguided_latent_scale,
         )
+
+    def _set_up(
+        self, autoencoder: VQModel, unet: UNet2DModel, scheduler: SchedulerMixin, reference_encoding: str
+    ) -> None:
+        """Check that the parts fit and register them."""
+        if reference_encoding not in ("strip", "each"):
+            raise UsageError(f"reference_encoding: expected 'strip' or 'each', found {reference_encoding!r}")
+        self._check_channels(unet, autoencoder.config.vq_embed_dim or autoencoder.config.latent_channels)
+        self.register_modules(
+            autoencoder=install_attention(autoencoder), unet=install_cachekv(unet), scheduler=scheduler
+        )
+        self.own_scheduler = scheduler
         self._nulls = _NullCaches()
+
+    @staticmethod
+    def _check_channels(unet: UNet2DModel, channels: int) -> None:
+        if (unet.config.in_channels, unet.config.out_channels) != (2 * channels, channels):
+            raise UsageError(
+                f"unet: expected {2 * channels} input channels and {channels} output channels for this autoencoder, "
+                f"found {unet.config.in_channels} and {unet.config.out_channels}"
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """The pipeline in a folder; of a subclass, where the folder is one that a method built on this one made."""
+        folder = Path(pretrained_model_name_or_path)
+        named = method_of(folder).pipeline if cls is ReFLDMPipeline and (folder / MODEL_INDEX).is_file() else None
+        kind = cls if named is None else named.load()
+        if kind is not cls and issubclass(kind, cls):
+            return kind.from_pretrained(pretrained_model_name_or_path, **options)
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @property
     def crop_size(self) -> int:
         """Side of the square crops that go in and come out, in px."""
-        return int(self.config.crop_size or self.work_size)
+        return self.work_size
 
     @property
     def work_size(self) -> int:
@@ -141,8 +149,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         cache = reference_pass(
             self.unet, latents, encoding=self.config.reference_encoding, sources=tuple(str(name) for name in sources)
         )
-        if is_guided(self.unet):
-            cache = replace(cache, images=crops.clamp(-1, 1).half()[None])
+        cache = self._with_images(cache, crops)
         if not all(bool(torch.isfinite(v).all() & torch.isfinite(k).all()) for k, v in cache.layers.values()):
             raise NotFiniteError(
                 f"references: expected finite keys and values, found NaN or infinity in {self.unet.dtype}; try fp32"
@@ -182,31 +189,26 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         # 1. Check inputs
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        start = self.config.start_timestep if start_timestep is None else start_timestep
+        start = self.default_start_timestep if start_timestep is None else start_timestep
         _check_arguments(steps, scale, start, output_type)
         crops = to_tensor(lq, self.crop_size, argument="lq")
-        pixels = resize(crops, self.work_size).clamp(-1, 1)
 
-        # 2. Encode the LQ faces, and the guides where the denoiser takes them; both are the LQ faces otherwise
-        lq_latents = self._encode(pixels)
-        base, base_latents = self._guides(crops, lq_latents, references)
+        # 2. Encode the LQ faces
+        task = self._task(crops, self._encode(resize(crops, self.work_size).clamp(-1, 1)), references)
 
         # 3. Timesteps, start latents
-        scheduler, timesteps = prepare(self.scheduler, steps, lq_latents.device, start)
-        noise = self._start_noise(lq_latents, generator, latents)
-        sample = self._start_latents(scheduler, noise, base_latents, None if start is None else timesteps[:1])
+        scheduler, timesteps = prepare(self.scheduler, steps, task.lq.device, start)
+        noise = self._start_noise(task.lq, generator, latents)
+        if start is None:
+            sample = noise * float(scheduler.init_noise_sigma)
+        else:
+            sample = scheduler.add_noise(self._clean(task, noise), noise, timesteps[:1].expand(len(noise)))
 
         # 4. Denoising loop
-        branches, copies = self._branches(references, scale, lq_latents)
-        unet, latent_scale = self.unet, self.config.latent_scale
-        if references is None and self.unguided is not None:
-            unet, latent_scale = self.unguided, self.config.unguided_latent_scale
-        conditions = [lq_latents, base_latents] if is_guided(unet) else [lq_latents]
+        branches, copies = self._branches(references, scale, task.lq)
         for step, timestep in enumerate(self.progress_bar(timesteps)):
-            scaled = scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            faces = torch.cat([scaled, *conditions], dim=1)
             # At t = 999 the step divides by sqrt(6.7e-4): in float64, where there is one, it adds no error of its own.
-            prediction = denoise(unet, faces, timestep, branches, copies=copies)
+            prediction = self._predict(task, scheduler.scale_model_input(sample, timestep), timestep, branches, copies)
             prediction = prediction.float() if prediction.device.type == "mps" else prediction.double()
             if copies == 2:
                 unconditional, conditional = prediction.chunk(2)
@@ -217,21 +219,57 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
                 sample = (changed or {}).get("latents", sample)
 
         # 5. Decode
-        result = (sample * latent_scale).float()
-        if self.config.residual:
-            result = result + base_latents.float()
+        result = self._latents(task, sample)
         _require_finite(result, self.unet.dtype)
         if output_type == "latent":
             return ImagePipelineOutput(images=result)
-        images = torch.cat([self.decode(row) for row in result.split(1)])
-        if self.config.keep_detail:
-            unchanged = torch.cat([self.decode(row) for row in base_latents.split(1)])
-            images = base.to(images.device) + images - unchanged
+        images = self._images(task, result)
         _require_finite(images, self.autoencoder.dtype)
         images = images.clamp(-1, 1)
-        if output_type == "pil":
-            return ImagePipelineOutput(images=tensor_to_pil(images, nearest=self.config.round_pixels))
-        return ImagePipelineOutput(images=images)
+        return ImagePipelineOutput(images=self.to_pil(images) if output_type == "pil" else images)
+
+    # What a method built on this one does otherwise
+
+    @property
+    def default_start_timestep(self) -> int | None:
+        """Where sampling starts where the caller does not say: at pure noise (None), or at the noised LQ latent."""
+        return None
+
+    def _with_images(self, cache: ReferenceCache, crops: torch.Tensor) -> ReferenceCache:
+        """The cache, with the (N, 3, S, S) references in it where the method looks at them again."""
+        return cache
+
+    def _task(self, crops: torch.Tensor, lq: torch.Tensor, references: ReferenceCache | None) -> Task:
+        """What is to be done with (B, 3, S, S) LQ faces and their (B, 8, h, w) latents."""
+        return Task(crops, lq, self.unet, references)
+
+    def _clean(self, task: Task, noise: torch.Tensor) -> torch.Tensor:
+        """(B, 8, h, w) what is noised to start from the LQ faces; ``noise`` has its shape and dtype."""
+        return task.lq.float()
+
+    def _predict(
+        self, task: Task, noisy: torch.Tensor, timestep: torch.Tensor, branches: tuple[Branch, ...], copies: int
+    ) -> torch.Tensor:
+        """The scheduler's kind of prediction for (B, 8, h, w) noisy latents, (copies B, 8, h, w)."""
+        return denoise(
+            task.unet, torch.cat([noisy.to(self.unet.dtype), task.lq], dim=1), timestep, branches, copies=copies
+        )
+
+    def _latents(self, task: Task, sample: torch.Tensor) -> torch.Tensor:
+        """(B, 8, h, w) latents of the restored faces that a denoised sample stands for."""
+        return sample.float()
+
+    def _images(self, task: Task, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) restored faces, not clamped."""
+        return torch.cat([self.decode(row) for row in latents.split(1)])
+
+    def to_pil(self, images: torch.Tensor) -> list[Image.Image]:
+        """One PIL image per row of (B, 3, S, S) floats in [-1, 1], truncated to levels as published."""
+        return tensor_to_pil(images)
+
+    def to_pixels(self, images: torch.Tensor) -> np.ndarray:
+        """(B, S, S, 3) uint8 of (B, 3, S, S) floats in [-1, 1], truncated as published."""
+        return tensor_to_pixels(images)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) images of (B, 8, h, w) latents, about in [-1, 1], not clamped, S = ``crop_size``."""
@@ -267,16 +305,6 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             raise UsageError(f"latents: expected shape {tuple(lq_latents.shape)}, found {tuple(latents.shape)}")
         return latents.to(lq_latents.device, torch.float32)
 
-    def _start_latents(
-        self, scheduler: SchedulerMixin, noise: torch.Tensor, base_latents: torch.Tensor, start: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Pure noise, or the LQ or guide latent (zero, for a residual model) noised to the (1,) first timestep."""
-        if start is None:
-            return noise * float(scheduler.init_noise_sigma)
-        clean = torch.zeros_like(noise) if self.config.residual else base_latents.float() / self.config.latent_scale
-        noised: torch.Tensor = scheduler.add_noise(clean, noise, start.expand(len(noise)))
-        return noised
-
     def _branches(
         self, references: ReferenceCache | None, scale: float, lq_latents: torch.Tensor
     ) -> tuple[tuple[Branch, ...], int]:
@@ -298,21 +326,6 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
             Branch(slice(0, batch), null, copies=references.num_references),
             Branch(slice(batch, 2 * batch), references),
         ), 2
-
-    def _guides(
-        self, crops: torch.Tensor, lq_latents: torch.Tensor, references: ReferenceCache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) guides and their latents; the LQ faces without references or for a denoiser without guide."""
-        if not is_guided(self.unet) or references is None:
-            return crops, lq_latents
-        if references.images is None:
-            raise UsageError(
-                "references: expected a ReferenceCache made by this model, which keeps the references' images, found "
-                "one without; call encode_references() of this pipeline"
-            )
-        crops = crops.to(references.images.device)
-        guides = complete(crops, choose_references(crops, references.images)).clamp(-1, 1)
-        return guides, self._encode(resize(guides, self.work_size).clamp(-1, 1))
 
     def null_cache(self, like: torch.Tensor) -> ReferenceCache:
         """Keys and values of one null (all-zero) reference for latents of this shape, dtype and device.

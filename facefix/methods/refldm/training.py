@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel, VQModel
+from diffusers import DDIMScheduler, UNet2DModel, VQModel
 from torch import Tensor, nn
 
 from facefix.datasets.faces import find_faces, hold_out
@@ -93,20 +93,19 @@ class DenoiserTask:
 
     def pipeline(self, network: nn.Module) -> ReFLDMPipeline:
         """The pipeline around a network, with the settings that it was trained for."""
-        objective = self.config.objective
         return ReFLDMPipeline(
             self.autoencoder,
             cast(UNet2DModel, network),
-            ddim_scheduler(prediction_type=objective.prediction, set_alpha_to_one=True),
+            self.scheduler(),
             reference_encoding="each",
             quantize_latents=self.config.quantize,
-            residual=objective.residual,
-            latent_scale=self.objective.latent_scale,
-            crop_size=512,
-            round_pixels=True,
             default_steps=_SHEET_STEPS,
             default_guidance_scale=1.0,
         )
+
+    def scheduler(self) -> DDIMScheduler:
+        """The sampler for what the network predicts."""
+        return ddim_scheduler(prediction_type=self.config.objective.prediction, set_alpha_to_one=True)
 
     def sheet(self, network: nn.Module) -> Sheet:
         """Held-out faces: severe LQ, result, result with a stranger's reference, result without, reference, truth."""
@@ -173,5 +172,10 @@ def train_denoiser(config: DenoiserTraining, *, resume: bool = False) -> Outcome
 
     Raises UsageError, DeviceError, CheckpointError, WeightsUnavailable and NotFiniteError as the parts do.
     """
+    if config.objective.residual or config.bank.guided:
+        raise UsageError(
+            "objective.residual and bank.guided: expected neither for the published method, found one; "
+            "use `facefix train guided`"
+        )
     device = choose_device(config.machine.device)
     return Leg(config, DenoiserTask(config, device), device).train(resume=resume)

@@ -95,10 +95,14 @@ class SheetMaker:
         own = self._picture((self.faces[face].references or (face,))[0])
         low = degrade((truth + 1) / 2, [face], "severe", scale=truth.shape[-1] / 512) * 2 - 1
         results = []
+        crops = resize(low, self.pipeline.crop_size).clamp(-1, 1)
         for reference in (own, self._picture(stranger), None):
-            cache = None if reference is None else self.pipeline.encode_references(reference)
+            cache = None
+            if reference is not None:
+                cache = self.pipeline.encode_references(resize(reference, self.pipeline.crop_size).clamp(-1, 1))
             generator = torch.Generator(truth.device).manual_seed(_SEED)
-            results.append(self.pipeline(low, cache, generator=generator, output_type="pt").images[0])
+            images = self.pipeline(crops, cache, generator=generator, output_type="pt").images
+            results.append(resize(images, self.size)[0].clamp(-1, 1))
         return [low[0], *results, own[0], truth[0]]
 
     def _picture(self, face: int) -> Tensor:
