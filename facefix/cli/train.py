@@ -60,18 +60,6 @@ for _method in methods().values():
         train.command(_method.name)(_train_command(_method))
 
 
-@train.command()
-def patches(config: Config, resume: Resume = False) -> None:
-    """Train the denoiser for 512 px faces on a frozen autoencoder; its averaged weights lie in RUN/model afterwards."""
-    from facefix.methods.patches.config import PatchTraining
-    from facefix.methods.patches.training import train_patches
-    from facefix.training.config import read_config
-
-    settings = read_config(config, PatchTraining)
-    outcome = train_patches(settings, resume=resume)
-    _report(settings.run, outcome.step, outcome.finished)
-
-
 def _report(run: Path, step: int, finished: bool) -> None:
     state = "finished" if finished else "stopped, go on with --resume"
     typer.echo(f"{run}: {state} after {step} steps")

@@ -131,9 +131,7 @@ _REFLDM = RestorationMethod(
                 positional=True,
                 published="refldm.ckpt",
             ),
-            ImportOption(
-                "vqgan", "The published checkpoint of the autoencoder (vqgan.ckpt).", published="vqgan.ckpt"
-            ),
+            ImportOption("vqgan", "The published checkpoint of the autoencoder (vqgan.ckpt).", published="vqgan.ckpt"),
             ImportOption(
                 "config", "YAML in the published format; the published model's.", default=None, published="*.y*ml"
             ),
@@ -168,7 +166,26 @@ _GUIDED = RestorationMethod(
     },
 )
 
-BUILT_IN = (_REFLDM, _GUIDED)
+_PATCHES = RestorationMethod(
+    name="patches",
+    summary="512 px in one step: references through CacheKV with positions, and a guide taken where it fits",
+    load=Named("facefix.methods.patches.restorer:load"),
+    pipelines=("PatchPipeline",),
+    pipeline=Named("facefix.methods.patches.pipeline:PatchPipeline"),
+    references="optional",
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    default_rank=10,
+    training={
+        "denoiser": Leg(
+            Named("facefix.methods.patches.config:PatchTraining"),
+            Named("facefix.methods.patches.training:train_patches"),
+            "the denoiser on a frozen autoencoder",
+        )
+    },
+)
+
+BUILT_IN = (_REFLDM, _GUIDED, _PATCHES)
 
 
 @functools.cache

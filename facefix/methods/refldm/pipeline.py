@@ -146,9 +146,7 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
         crops = to_tensor(images, self.crop_size, argument="references").to(self.unet.device)
         pixels = resize(crops, self.work_size).clamp(-1, 1)
         latents = self._encode_strip(pixels) if self.config.reference_encoding == "strip" else self._encode(pixels)
-        cache = reference_pass(
-            self.unet, latents, encoding=self.config.reference_encoding, sources=tuple(str(name) for name in sources)
-        )
+        cache = self._reference_pass(latents, tuple(str(name) for name in sources))
         cache = self._with_images(cache, crops)
         if not all(bool(torch.isfinite(v).all() & torch.isfinite(k).all()) for k, v in cache.layers.values()):
             raise NotFiniteError(
@@ -234,6 +232,10 @@ class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is n
     def default_start_timestep(self) -> int | None:
         """Where sampling starts where the caller does not say: at pure noise (None), or at the noised LQ latent."""
         return None
+
+    def _reference_pass(self, latents: torch.Tensor, sources: tuple[str, ...]) -> ReferenceCache:
+        """Keys and values of (N, 8, h, w) references."""
+        return reference_pass(self.unet, latents, encoding=self.config.reference_encoding, sources=sources)
 
     def _with_images(self, cache: ReferenceCache, crops: torch.Tensor) -> ReferenceCache:
         """The cache, with the (N, 3, S, S) references in it where the method looks at them again."""
