@@ -181,7 +181,12 @@ _PATCHES = RestorationMethod(
             Named("facefix.methods.patches.config:PatchTraining"),
             Named("facefix.methods.patches.training:train_patches"),
             "the denoiser on a frozen autoencoder",
-        )
+        ),
+        "bank": Leg(
+            Named("facefix.methods.patches.config:PatchTraining"),
+            Named("facefix.methods.patches.bank:build_bank"),
+            "what it is trained from, before it: latents of faces, degraded faces and guides",
+        ),
     },
 )
 

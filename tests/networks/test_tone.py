@@ -38,7 +38,9 @@ def test_grey_stays_exactly_grey() -> None:
 def test_sepia_stays_sepia_under_noise() -> None:
     noise = 0.06 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     photo = sepia(colourful())
-    tone = tone_of(torch.nn.functional.interpolate(photo, size=(512, 512)) + torch.nn.functional.interpolate(noise, 512))
+    tone = tone_of(
+        torch.nn.functional.interpolate(photo, size=(512, 512)) + torch.nn.functional.interpolate(noise, 512)
+    )
     assert not bool(tone_of(photo + 5 * noise).single)
     assert bool(tone_of(photo).single)
     assert torch.allclose(tone_of(photo)(photo), photo, atol=0.02)

@@ -50,14 +50,14 @@ class PatchPipeline(ReFLDMPipeline):
 
     parts: Parts = Parts()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (diffusers keeps every argument as one entry of the model's configuration)
         self,
         autoencoder: VQModel,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         patch_size: int = 2,
         latent_scale: float = 1.0,
-        rotary: tuple[float, float] | None = (1.0, 40.0),
+        rotary: list[float] | None = None,
         reference_encoding: str = "each",
         quantize_latents: bool = False,
         needs_references: bool = False,

@@ -26,7 +26,7 @@ from facefix.datasets.degradation import ARCHIVE, degrade, targets
 from facefix.datasets.faces import TrainingFace, load_native
 from facefix.datasets.sources import Count, Positive, Probability, Section
 from facefix.errors import UsageError
-from facefix.networks.autoencoder import encode
+from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, LATENT_CHANNELS, encode
 from facefix.networks.guide import complete
 from facefix.networks.images import resize
 from facefix.networks.tone import tone_of
@@ -57,6 +57,9 @@ class RecordMix(Section):
     noise_px: Positive = 4.0
     """standard deviation of what predicted landmarks of a severely degraded face are off by"""
     capacity: Count = 20000
+    """records of a folder"""
+    seed: int = 0
+    """of the folder ``records<seed>``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +116,19 @@ class RecordBuilder:
             kept = weight * (allowed & (several == kind))
             self.weights[kind] = kept / kept.sum()
 
-    def build(self, folder: str, autoencoder: VQModel, seed: int) -> Iterator[int]:
+    def build(self, folder: str, autoencoder: VQModel) -> Iterator[int]:
         """Fill a folder of the bank, from where it stopped; yields the number of each record when it is done."""
         target = self.bank / folder
-        meta, tables = _open(target, self.mix.capacity)
+        target.mkdir(parents=True, exist_ok=True)
+        side = FULL_PX // DOWNSAMPLE_FACTOR
+        shape = (self.mix.capacity, LATENT_CHANNELS, side, side)
+        meta = open_table(target / "meta.npy", META, (self.mix.capacity,))
+        tables = {name: open_table(target / f"{name}.npy", np.float16, shape) for name in PARTS}
         (target / "mix.json").write_text(json.dumps(self.mix.model_dump(mode="json")) + "\n", encoding="utf-8")
-        for row in range(len(meta)):
-            if meta[row]["done"]:
-                continue
-            random = np.random.default_rng((seed, row))
-            entry, pictures = self._record(random)
+        for row in np.flatnonzero(meta["done"] == 0).tolist():
+            entry, pictures = self._record(np.random.default_rng((self.mix.seed, row)))
             for name, image in pictures.items():
-                tables[name][row] = _latents(autoencoder, image)
+                tables[name][row] = latents_of(autoencoder, image)
             entry["done"] = 1
             meta[row] = entry
             yield row
@@ -200,22 +204,19 @@ def _mirrored(image: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def _latents(autoencoder: VQModel, image: Tensor) -> NDArray[np.float16]:
+def latents_of(autoencoder: VQModel, image: Tensor) -> NDArray[np.float16]:
+    """(8, h, w) of a (1, 3, S, S) picture in [0, 1]."""
     weight = next(autoencoder.parameters())
-    latents: NDArray[np.float16] = (
-        encode(autoencoder, (image * 2 - 1).to(weight.device, weight.dtype))[0].half().numpy()
-    )
+    encoded = encode(autoencoder, (image * 2 - 1).to(weight.device, weight.dtype))
+    latents: NDArray[np.float16] = encoded[0].half().cpu().numpy()
     return latents
 
 
-def _open(folder: Path, capacity: int) -> tuple[NDArray[np.void], dict[str, NDArray[np.float16]]]:
-    shape = (capacity, 8, FULL_PX // 8, FULL_PX // 8)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def table(name: str, dtype: Any, extent: tuple[int, ...]) -> NDArray[Any]:
-        path = folder / f"{name}.npy"
-        if path.exists():
-            return np.lib.format.open_memmap(path, "r+")
-        return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=extent)
-
-    return table("meta", META, (capacity,)), {name: table(name, np.float16, shape) for name in PARTS}
+def open_table(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A table on disk, made when it is not there. Raises UsageError when it is one of another shape."""
+    if not path.exists():
+        return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+    table = np.lib.format.open_memmap(path, "r+")
+    if table.shape != shape:
+        raise UsageError(f"{path}: expected a table of shape {shape}, found {table.shape}; name another folder")
+    return table

@@ -17,14 +17,16 @@ from facefix.device import DTYPES, choose_device
 from facefix.errors import UsageError
 from facefix.methods.patches.config import PatchTraining
 from facefix.methods.patches.draws import Draws, Samples
+from facefix.methods.patches.pipeline import PatchPipeline
 from facefix.methods.patches.records import FULL_PX, open_records
 from facefix.methods.patches.watching import HeldOut, Watcher
 from facefix.methods.patches.window_terms import WindowTerms
+from facefix.networks.autoencoder import build_autoencoder
 from facefix.networks.cachekv import install_cachekv, reference_pass
 from facefix.networks.patches import Patches, initialise, patch_unet_config
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.rope import RotaryCode
-from facefix.networks.schedule import REFLDM_SCHEDULE, published_alphas_cumprod
+from facefix.networks.schedule import REFLDM_SCHEDULE, ddim_scheduler, published_alphas_cumprod
 from facefix.training.loop import Moment, Outcome, autocast
 from facefix.training.noise import NoiseSchedule
 from facefix.training.parallel import ParallelLeg, run_parallel
@@ -104,12 +106,22 @@ class PatchTask:
             return self._watcher().sheet(cast(UNet2DModel, network), self.config.watching.sheet_faces)
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """Write the averaged denoiser, in fp16."""
+        """Write the whole pipeline, averaged denoiser and frozen autoencoder, in fp16 safetensors."""
         if self.rank:
             return
         unet = UNet2DModel.from_config(cast(Any, network).config)
         unet.load_state_dict(network.state_dict())
-        unet.half().save_pretrained(folder / "unet", safe_serialization=True)
+        autoencoder = build_autoencoder(dict(self.autoencoder.config))
+        autoencoder.load_state_dict(self.autoencoder.state_dict())
+        pipeline = PatchPipeline(
+            autoencoder.half(),
+            unet.half(),
+            ddim_scheduler(prediction_type="sample", set_alpha_to_one=True),
+            patch_size=self.patches.size,
+            latent_scale=self.patches.latent_scale,
+            rotary=None if self.code is None else [self.code.lowest, self.code.highest],
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def build(config: PatchTraining) -> UNet2DModel:

