@@ -74,7 +74,7 @@ class PatchTask:
         weights = torch.where(large, 1.0, objective.small_weight).view(-1, 1, 1, 1)
         error = predicted - clean
         loss = (weights * (error.square() if objective.loss == "l2" else error.abs())).mean()
-        values = {"latent": float(loss.detach())}
+        values = {"latent": float(loss.detach()), "lq": float((weights * clean.abs()).mean())}
         if moment.progress >= objective.decoded.after:
             more, terms = self.terms(batch.lq + scale * predicted, batch, large, random)
             loss, values = loss + more, values | terms

@@ -1,4 +1,4 @@
-"""The bank and the training of the method in patches: records, draws, a step, two processes, a leg and its resumption."""
+"""The bank and the training of the method in patches: records, draws, a step, a leg and its resumption."""
 
 from __future__ import annotations
 
