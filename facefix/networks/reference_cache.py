@@ -34,6 +34,8 @@ class ReferenceCache:
     """where the references came from, in order: file names or whatever the caller gave"""
     images: torch.Tensor | None = None
     """(1, N, 3, S, S) (or (B, N, 3, S, S)) references in [-1, 1], for a denoiser that takes a guide made from them"""
+    landmarks: torch.Tensor | None = None
+    """(1, N, 68, 3) (or (B, N, 68, 3)) x, y and deviation of their landmarks in px of the 512 crop, likewise"""
 
     def __post_init__(self) -> None:
         if self.num_references < 1:
@@ -44,7 +46,7 @@ class ReferenceCache:
     def nbytes(self) -> int:
         """Memory of all keys and values, and of the images where they are kept, in bytes."""
         tensors = [tensor for pair in self.layers.values() for tensor in pair]
-        tensors += [] if self.images is None else [self.images]
+        tensors += [tensor for tensor in (self.images, self.landmarks) if tensor is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
@@ -63,8 +65,8 @@ class ReferenceCache:
         if (device, dtype) == (self.device, self.dtype):
             return self
         layers = {name: (k.to(device, dtype), v.to(device, dtype)) for name, (k, v) in self.layers.items()}
-        images = None if self.images is None else self.images.to(device)
-        return ReferenceCache(layers, self.num_references, self.encoding, self.sources, images)
+        images, landmarks = (None if x is None else x.to(device) for x in (self.images, self.landmarks))
+        return ReferenceCache(layers, self.num_references, self.encoding, self.sources, images, landmarks)
 
     @classmethod
     def compose(cls, caches: Sequence[ReferenceCache]) -> ReferenceCache:
@@ -88,9 +90,14 @@ class ReferenceCache:
         }
         sources = tuple(source for cache in caches for source in cache.sources)
         count = sum(cache.num_references for cache in caches)
-        kept = [cache.images for cache in caches if cache.images is not None]
-        images = torch.cat(kept, dim=1) if len(kept) == len(caches) else None
-        return cls(layers, count, "each", sources, images)  # type: ignore[arg-type]
+        images, landmarks = (
+            torch.cat(kept, dim=1) if len(kept) == len(caches) else None
+            for kept in (
+                [cache.images for cache in caches if cache.images is not None],
+                [cache.landmarks for cache in caches if cache.landmarks is not None],
+            )
+        )
+        return cls(layers, count, "each", sources, images, landmarks)  # type: ignore[arg-type]
 
     def split(self) -> tuple[ReferenceCache, ...]:
         """One cache per reference of an ``"each"`` cache: views, no copy. The inverse of :meth:`compose`.
@@ -106,9 +113,18 @@ class ReferenceCache:
             for name, (k, v) in self.layers.items()
         }
         sources = self.sources or ("",) * self.num_references
-        images = (None,) * self.num_references if self.images is None else self.images.split(1, dim=1)
+        images, landmarks = (
+            (None,) * self.num_references if x is None else x.split(1, dim=1) for x in (self.images, self.landmarks)
+        )
         return tuple(
-            ReferenceCache({name: (k[i], v[i]) for name, (k, v) in chunks.items()}, 1, "each", (sources[i],), images[i])
+            ReferenceCache(
+                {name: (k[i], v[i]) for name, (k, v) in chunks.items()},
+                1,
+                "each",
+                (sources[i],),
+                images[i],
+                landmarks[i],
+            )
             for i in range(self.num_references)
         )
 

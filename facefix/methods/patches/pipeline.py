@@ -12,11 +12,13 @@ from PIL import Image
 from facefix.errors import UsageError
 from facefix.methods.refldm.pipeline import ReFLDMPipeline, Task
 from facefix.networks.cachekv import install_cachekv, reference_pass
-from facefix.networks.guide import choose_references, complete
+from facefix.networks.composition import LaidReferences, compose_guide, lay_references
 from facefix.networks.images import tensor_to_pil, tensor_to_pixels
+from facefix.networks.landmarks import LandmarkNetwork
 from facefix.networks.patches import Patches
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.rope import RotaryCode
+from facefix.networks.survival import SurvivalNetwork
 from facefix.networks.tone import tone_of
 
 
@@ -28,19 +30,23 @@ class Parts:
     """else the LQ face is its own guide"""
     cachekv: bool = True
     """else the denoiser does not read the references' keys and values, and knows them by the guide alone"""
+    warp: bool = True
+    """else the guide is made from references as they lie"""
 
 
 class PatchPipeline(ReFLDMPipeline):
     """Restores 512 px LQ face crops with a denoiser that sees patches of latents (:mod:`facefix.networks.patches`).
 
     The denoiser diffuses the difference between the HQ and the LQ latents and predicts it directly. It is given the LQ
-    latents, the latents of a guide (:mod:`facefix.networks.guide`), and all references through CacheKV, whose queries
-    and keys carry a position code. Without references the guide is the LQ face. A photo of a single tone (grey, sepia)
-    keeps it: references are brought to that tone, and so is the result. Called as :class:`ReFLDMPipeline` is.
+    latents, the latents of a guide (:mod:`facefix.networks.composition`), and all references through CacheKV, whose
+    queries and keys carry a position code. Without references the guide is the LQ face. A photo of a single tone (grey,
+    sepia) keeps it: references are brought to that tone, and so is the result. Called as :class:`ReFLDMPipeline` is.
 
     :param autoencoder: VQGAN.
     :param unet: denoiser of :func:`facefix.networks.patches.patch_unet_config`.
     :param scheduler: noise schedule and sampler; its ``prediction_type`` is ``sample``.
+    :param landmarks: finds the landmarks of faces and references, so that references are laid onto the face.
+    :param survival: estimates what damage has left of a face, so that only what is lost is taken from references.
     :param patch_size: side of the squares of latents that become one place.
     :param latent_scale: standard deviation of what is diffused; it is divided by this.
     :param rotary: lowest and highest frequency of the position code in radians over the side; None: no code.
@@ -55,6 +61,8 @@ class PatchPipeline(ReFLDMPipeline):
         autoencoder: VQModel,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
+        landmarks: LandmarkNetwork,
+        survival: SurvivalNetwork,
         patch_size: int = 2,
         latent_scale: float = 1.0,
         rotary: list[float] | None = None,
@@ -75,6 +83,7 @@ class PatchPipeline(ReFLDMPipeline):
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
         )
+        self.register_modules(landmarks=landmarks, survival=survival)
         self.register_to_config(patch_size=patch_size, latent_scale=latent_scale, rotary=rotary)
         install_cachekv(unet, None if rotary is None else RotaryCode(*rotary))
 
@@ -100,22 +109,36 @@ class PatchPipeline(ReFLDMPipeline):
         return reference_pass(self.unet, self.patches.cut(latents), encoding="each", sources=sources)
 
     def _with_images(self, cache: ReferenceCache, crops: torch.Tensor) -> ReferenceCache:
-        """The references go along: guides are made of them."""
-        return replace(cache, images=crops.clamp(-1, 1).half()[None])
+        """The references and their landmarks go along: guides are made of them."""
+        found = self.landmarks(crops.to(self.landmarks.dtype))
+        landmarks = torch.cat([found.points, found.deviation[..., None]], -1)[None]
+        return replace(cache, images=crops.clamp(-1, 1).half()[None], landmarks=landmarks)
 
     def _task(self, crops: torch.Tensor, lq: torch.Tensor, references: ReferenceCache | None) -> Task:
         """The LQ faces and their guides; without references, or without the guide, the LQ faces themselves."""
         if references is None or not self.parts.guide:
             return Task(crops, lq, self.unet, references, crops, lq)
-        if references.images is None:
+        if references.images is None or references.landmarks is None:
             raise UsageError(
                 "references: expected a ReferenceCache made by this model, which keeps the references' images, found "
                 "one without; call encode_references() of this pipeline"
             )
-        faces = crops.to(references.images.device)
-        chosen = tone_of(faces)(choose_references(faces, references.images))
-        guides = complete(faces, chosen).clamp(-1, 1)
+        # Face by face: the warped references of a whole batch would take much memory.
+        faces = crops.to(references.images.device).split(1)
+        guides = torch.cat([self._guide(face, references, row) for row, face in enumerate(faces)])
         return Task(crops, lq, self.unet, references, guides, self._encode(guides))
+
+    def _guide(self, face: torch.Tensor, references: ReferenceCache, row: int) -> torch.Tensor:
+        """(1, 3, S, S) what has survived of one face, and what it lost from the references laid onto it."""
+        assert references.images is not None and references.landmarks is not None
+        row = 0 if len(references.images) == 1 else row
+        images, landmarks = references.images[row : row + 1], references.landmarks[row : row + 1]
+        face = face.to(self.landmarks.dtype)
+        if self.parts.warp:
+            laid = lay_references(face, images.to(face.dtype), landmarks, self.landmarks)
+        else:
+            laid = LaidReferences(images.to(face.dtype), torch.ones_like(images[:, :, :1, :2, :2], dtype=face.dtype))
+        return compose_guide(face, self.survival(face), laid).float().clamp(-1, 1)
 
     def _branches(
         self, references: ReferenceCache | None, scale: float, lq_latents: torch.Tensor

@@ -18,18 +18,17 @@ import torch
 from diffusers import VQModel
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.interpolate import RBFInterpolator
 from torch import Tensor
-from torch.nn import functional as F
 
 from facefix.datasets.degradation import ARCHIVE, degrade, targets
 from facefix.datasets.faces import TrainingFace, load_native
 from facefix.datasets.sources import Count, Positive, Probability, Section
 from facefix.errors import UsageError
 from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, LATENT_CHANNELS, encode
-from facefix.networks.guide import complete
+from facefix.networks.composition import compose_guide, lay_references
 from facefix.networks.images import resize
-from facefix.networks.tone import tone_of
+from facefix.networks.landmarks import LandmarkNetwork
+from facefix.networks.survival import SurvivalNetwork
 
 FULL_PX = 512
 META = np.dtype(
@@ -54,8 +53,12 @@ class RecordMix(Section):
     """share of the records of people with several pictures that have a guide"""
     wrong: Probability = 0.15
     """share of guides made from another person's picture"""
-    noise_px: Positive = 4.0
-    """standard deviation of what predicted landmarks of a severely degraded face are off by"""
+    most: Count = 3
+    """references that a guide is made from"""
+    landmarks: Path
+    """folder of a LandmarkNetwork"""
+    survival: Path
+    """folder of a SurvivalNetwork"""
     capacity: Count = 20000
     """records of a folder"""
     seed: int = 0
@@ -103,8 +106,10 @@ class RecordBuilder:
     ) -> None:
         """:param groups: the source of every face, for balance; ``inside``: faces that may be used."""
         self.bank, self.faces, self.mix = bank, faces, mix
-        self.landmarks = np.load(bank / "landmarks.npy")
-        sizes = np.array([load_native(face.path).shape[-1] for face in faces])
+        self.guides = GuideMaker(
+            LandmarkNetwork.from_pretrained(mix.landmarks).eval(), SurvivalNetwork.from_pretrained(mix.survival).eval()
+        )
+        sizes = np.load(bank / "sizes.npy")
         _, group, count = np.unique(np.array(groups), return_inverse=True, return_counts=True)
         weight = 1 / np.sqrt(count[group]) * np.where(sizes < FULL_PX, mix.small, 1.0)
         allowed = np.zeros(len(faces), bool)
@@ -144,19 +149,22 @@ class RecordBuilder:
         pictures = {"lq": low}
         if names[preset] == ARCHIVE:
             pictures["truth"] = targets(good, [seed], ARCHIVE)
-        other = NO_GUIDE
-        if several and random.random() < self.mix.guided:
-            other = int(random.choice(self.faces[face].references))
-            if random.random() < self.mix.wrong:
-                other = int(random.choice(self.inside))
-                other = NO_GUIDE if self.faces[other].identity == self.faces[face].identity else other
-        if other != NO_GUIDE:
-            scale = {"severe": 1.0, "spec": 1.0, ARCHIVE: 0.7}.get(names[preset], 0.4)
-            places = self.landmarks[face] + _landmark_error(random, scale * self.mix.noise_px)
-            reference = warped(self._picture(other), self.landmarks[other], places)
-            laid = tone_of(low * 2 - 1)(_mirrored(reference, side) * 2 - 1)
-            pictures["guide"] = ((complete(low * 2 - 1, laid) + 1) / 2).clamp(0, 1)
-        return np.array((face, side, preset, other, seed, 0), META), pictures
+        others = self._others(face, random) if several and random.random() < self.mix.guided else []
+        if others:
+            references = torch.cat([_mirrored(self._picture(other), side) for other in others])
+            pictures["guide"] = self.guides(low, references)
+        first = others[0] if others else NO_GUIDE
+        return np.array((face, side, preset, first, seed, 0), META), pictures
+
+    def _others(self, face: int, random: np.random.Generator) -> list[int]:
+        """Pictures that a guide is made from: others of the person, or of a stranger."""
+        pool = list(self.faces[face].references)
+        if random.random() < self.mix.wrong:
+            stranger = int(random.choice(self.inside))
+            pool = [stranger, *self.faces[stranger].references]
+            pool = [] if self.faces[stranger].identity == self.faces[face].identity else pool
+        wanted = 1 + int(random.integers(self.mix.most))
+        return [pool[n] for n in random.permutation(len(pool))[:wanted].tolist()]
 
     def _picture(self, face: int) -> Tensor:
         return picture(self.faces[face].path)
@@ -167,36 +175,21 @@ def picture(path: Path) -> Tensor:
     return resize(load_native(path)[None].float() / 255, FULL_PX).clamp(0, 1)
 
 
-def warped(image: Tensor, source: NDArray[np.float32], target: NDArray[np.float32], cells: int = 32) -> Tensor:
-    """(1, 3, S, S) image whose landmarks ``source`` (n, 2) px are moved to ``target`` by a thin-plate spline.
+@dataclass(frozen=True, slots=True)
+class GuideMaker:
+    """Makes guides as the pipeline does."""
 
-    The border is anchored, and landmarks are smoothed over, so that single errors do not tear the face.
-    """
-    side = image.shape[-1]
-    edge = np.linspace(0, side - 1, 8)
-    border = np.array([(x, y) for x in edge for y in edge if x in (0, side - 1) or y in (0, side - 1)])
-    spline = RBFInterpolator(
-        np.concatenate([target, border]) / side,
-        np.concatenate([source - target, np.zeros_like(border)]) / side,
-        kernel="thin_plate_spline",
-        smoothing=1e-3,
-    )
-    centres = (np.arange(cells) + 0.5) / cells
-    x, y = np.meshgrid(centres, centres)
-    offsets = spline(np.stack([x.ravel(), y.ravel()], 1)).reshape(cells, cells, 2)
-    fine = F.interpolate(
-        torch.from_numpy(offsets).float().permute(2, 0, 1)[None], size=(side, side), mode="bicubic", align_corners=False
-    )[0].permute(1, 2, 0)
-    places = (torch.arange(side) + 0.5) / side
-    grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1) + fine
-    return F.grid_sample(
-        image, grid[None] * 2 - 1, mode="bicubic", padding_mode="reflection", align_corners=False
-    ).clamp(0, 1)
+    landmarks: LandmarkNetwork
+    survival: SurvivalNetwork
 
-
-def _landmark_error(random: np.random.Generator, deviation: float) -> NDArray[np.float64]:
-    """(68, 2) px: what is common to all landmarks, and each one's own."""
-    return random.normal(0, deviation / 2, (1, 2)) + random.normal(0, deviation / 2, (68, 2))
+    @torch.no_grad()
+    def __call__(self, low: Tensor, references: Tensor) -> Tensor:
+        """(1, 3, S, S) guide in [0, 1] of a degraded face, from (N, 3, S, S) references, all in [0, 1]."""
+        crop, others = low * 2 - 1, references * 2 - 1
+        found = self.landmarks(others)
+        known = torch.cat([found.points, found.deviation[..., None]], -1)[None]
+        laid = lay_references(crop, others[None], known, self.landmarks)
+        return ((compose_guide(crop, self.survival(crop), laid) + 1) / 2).clamp(0, 1)
 
 
 def _mirrored(image: Tensor, side: int) -> Tensor:

@@ -24,7 +24,9 @@ def load(folder: Path, options: LoadOptions) -> Restorer:
     return PatchRestorer.load(folder, options)
 
 
-_ABLATIONS: Mapping[str, Parts] = MappingProxyType({"guide": Parts(guide=False), "cachekv": Parts(cachekv=False)})
+_ABLATIONS: Mapping[str, Parts] = MappingProxyType(
+    {"guide": Parts(guide=False), "cachekv": Parts(cachekv=False), "warp": Parts(warp=False)}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class PatchRestorer(ReFLDMRestorer):
 
     @property
     def ablations(self) -> Mapping[str, Callable[[], DiffusionRestorer]]:
-        """Without the guide, and without the references' keys and values."""
+        """Without the guide, the references' keys and values, or the warp that lays them onto the face."""
         return {part: functools.partial(self.without_part, part) for part in _ABLATIONS}
 
     def start_noise(self, seeds: Any) -> torch.Tensor:

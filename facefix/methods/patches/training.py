@@ -23,10 +23,12 @@ from facefix.methods.patches.watching import HeldOut, Watcher
 from facefix.methods.patches.window_terms import WindowTerms
 from facefix.networks.autoencoder import build_autoencoder
 from facefix.networks.cachekv import install_cachekv, reference_pass
+from facefix.networks.landmarks import LandmarkNetwork
 from facefix.networks.patches import Patches, initialise, patch_unet_config
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.rope import RotaryCode
 from facefix.networks.schedule import REFLDM_SCHEDULE, ddim_scheduler, published_alphas_cumprod
+from facefix.networks.survival import SurvivalNetwork
 from facefix.training.loop import Moment, Outcome, autocast
 from facefix.training.noise import NoiseSchedule
 from facefix.training.parallel import ParallelLeg, run_parallel
@@ -117,6 +119,8 @@ class PatchTask:
             autoencoder.half(),
             unet.half(),
             ddim_scheduler(prediction_type="sample", set_alpha_to_one=True),
+            LandmarkNetwork.from_pretrained(self.config.records.landmarks).half(),
+            SurvivalNetwork.from_pretrained(self.config.records.survival).half(),
             patch_size=self.patches.size,
             latent_scale=self.patches.latent_scale,
             rotary=None if self.code is None else [self.code.lowest, self.code.highest],

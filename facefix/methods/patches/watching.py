@@ -16,18 +16,18 @@ from torch import Tensor
 from facefix.datasets.degradation import degrade
 from facefix.datasets.faces import TrainingFace
 from facefix.methods.patches.config import PatchTraining
-from facefix.methods.patches.records import FULL_PX, picture, warped
+from facefix.methods.patches.records import FULL_PX, GuideMaker, picture
 from facefix.metrics.identity import DlibFaceNet
 from facefix.metrics.perceptual import PerceptualDistance
 from facefix.networks.autoencoder import decode, encode
 from facefix.networks.cachekv import reference_pass
-from facefix.networks.guide import complete
+from facefix.networks.landmarks import LandmarkNetwork
 from facefix.networks.patches import Patches
 from facefix.networks.reference_cache import Branch
+from facefix.networks.survival import SurvivalNetwork
 from facefix.training.runs import Sheet
 
 _SEED = 7
-_LANDMARK_ERROR_PX = 3.0
 _LAST = 999
 _MOST = 3
 
@@ -60,7 +60,7 @@ class HeldOut:
         autoencoder: VQModel,
     ) -> HeldOut:
         """Made once for a bank and kept in it."""
-        path = config.bank / f"held_out_{config.seed}_{config.held_out}.pt"
+        path = config.bank / f"held-out-{config.seed}-{config.held_out}.pt"
         if not path.exists():
             torch.save(_make(config, faces, outside, good, autoencoder), path)
         return cls(**torch.load(path, weights_only=True))
@@ -74,14 +74,17 @@ def _make(
     good: NDArray[np.float16],
     autoencoder: VQModel,
 ) -> dict[str, Any]:
-    landmarks, sizes = np.load(config.bank / "landmarks.npy"), np.load(config.bank / "sizes.npy")
+    sizes = np.load(config.bank / "sizes.npy")
+    mix = config.records
+    maker = GuideMaker(
+        LandmarkNetwork.from_pretrained(mix.landmarks).eval(), SurvivalNetwork.from_pretrained(mix.survival).eval()
+    )
     people: dict[str, int] = {}
     for face in sorted(outside, key=lambda n: -int(sizes[n])):
         people.setdefault(faces[face].identity, face)
     chosen = list(people.values())
     others = [faces[face].references[0] for face in chosen]
     strangers = [*others[1:], others[0]]
-    random = np.random.default_rng(_SEED)
     rows: dict[str, list[Tensor]] = {name: [] for name in ("severe", "moderate", "right", "wrong", "mild right")}
     pictures: dict[str, list[Tensor]] = {"truth": [], "low": [], "reference": []}
 
@@ -93,8 +96,6 @@ def _make(
     for face, other, stranger in zip(chosen, others, strangers, strict=True):
         truth = picture(faces[face].path)
         low = {name: degrade(truth, [face], name) for name in ("severe", "moderate")}
-        places = landmarks[face] + random.normal(0, _LANDMARK_ERROR_PX, (68, 2))
-        laid = {n: warped(picture(faces[n].path), landmarks[n], places) for n in (other, stranger)}
         rows["severe"].append(latents(low["severe"]))
         rows["moderate"].append(latents(low["moderate"]))
         for name, preset, n in (
@@ -102,7 +103,7 @@ def _make(
             ("wrong", "severe", stranger),
             ("mild right", "moderate", other),
         ):
-            rows[name].append(latents((complete(low[preset] * 2 - 1, laid[n] * 2 - 1) + 1) / 2))
+            rows[name].append(latents(maker(low[preset], picture(faces[n].path))))
         for name, image in (("truth", truth), ("low", low["severe"]), ("reference", picture(faces[other].path))):
             pictures[name].append((image[0] * 255).round().byte())
     stacked = {name: torch.stack(parts) for name, parts in rows.items()}

@@ -14,9 +14,11 @@ from facefix.methods.base import LoadOptions
 from facefix.methods.patches.pipeline import Parts, PatchPipeline
 from facefix.methods.registry import load
 from facefix.networks.autoencoder import autoencoder_config, build_autoencoder
+from facefix.networks.landmarks import LandmarkNetwork
 from facefix.networks.patches import initialise, patch_unet_config
 from facefix.networks.rope import RotaryCode
 from facefix.networks.schedule import ddim_scheduler
+from facefix.networks.survival import SurvivalNetwork
 
 PX = 64
 
@@ -38,8 +40,11 @@ def tiny(**config: object) -> PatchPipeline:
         arguments = patch_unet_config((16, 32), (False, True), norm_num_groups=8) | {"sample_size": PX // 16}
         unet = initialise(UNet2DModel(**arguments), RotaryCode())
         torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+        others = LandmarkNetwork().eval(), SurvivalNetwork().eval()
     scheduler = ddim_scheduler(prediction_type="sample", set_alpha_to_one=True)
-    pipeline = PatchPipeline(autoencoder.eval(), unet.eval(), scheduler, latent_scale=0.5, rotary=[1.0, 40.0], **config)
+    pipeline = PatchPipeline(
+        autoencoder.eval(), unet.eval(), scheduler, *others, latent_scale=0.5, rotary=[1.0, 40.0], **config
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -122,12 +127,19 @@ def test_saved_and_loaded_by_the_registry(pipeline: PatchPipeline, tmp_path: Pat
     (other,) = restorer.ablations["guide"]().restore([crop], prepared, [5])
     assert one.shape == (PX, PX, 3)
     assert (one != other).any()
-    assert set(restorer.ablations) == {"guide", "cachekv"}
+    assert set(restorer.ablations) == {"guide", "cachekv", "warp"}
 
 
 def test_another_denoiser_is_refused(pipeline: PatchPipeline) -> None:
     with pytest.raises(UsageError, match="patches of 4"):
-        PatchPipeline(pipeline.autoencoder, pipeline.unet, pipeline.scheduler, patch_size=4)
+        PatchPipeline(
+            pipeline.autoencoder,
+            pipeline.unet,
+            pipeline.scheduler,
+            pipeline.landmarks,
+            pipeline.survival,
+            patch_size=4,
+        )
     cache = pipeline.encode_references(faces(1, 3))
     without = type(cache)(cache.layers, 1, "each")
     with pytest.raises(UsageError, match="images"):

@@ -18,9 +18,11 @@ from facefix.methods.patches.bank import build_bank
 from facefix.methods.patches.config import PatchTraining
 from facefix.methods.patches.draws import Draws
 from facefix.methods.patches.pipeline import PatchPipeline
-from facefix.methods.patches.records import NO_GUIDE, open_records, warped
+from facefix.methods.patches.records import NO_GUIDE, open_records
 from facefix.methods.patches.training import PatchTask, build, grouped_branches, train_patches
 from facefix.networks.autoencoder import autoencoder_config, build_autoencoder
+from facefix.networks.landmarks import LandmarkNetwork
+from facefix.networks.survival import SurvivalNetwork
 from facefix.training.loop import Moment
 
 PEOPLE = 5
@@ -44,6 +46,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (8, 8, 8, 16), layers_per_block=1, codes=16, norm_num_groups=4, mid_block_add_attention=False
     )
     build_autoencoder(arguments).save_pretrained(folder / "autoencoder")
+    LandmarkNetwork().save_pretrained(folder / "landmarks")
+    SurvivalNetwork().save_pretrained(folder / "survival")
     build_bank(configuration(folder, folder / "none"))
     return folder
 
@@ -55,7 +59,13 @@ def configuration(material: Path, run: Path, **changes: Any) -> PatchTraining:
         "held_out": 2,
         "autoencoder": material / "autoencoder",
         "bank": material / "bank",
-        "records": {"capacity": 12, "guided": 0.8, "wrong": 0.4},
+        "records": {
+            "capacity": 12,
+            "guided": 0.8,
+            "wrong": 0.4,
+            "landmarks": material / "landmarks",
+            "survival": material / "survival",
+        },
         "model": {"widths": [16, 32], "attention": [False, True]},
         "drawing": {"share": 2, "guide": 0.8},
         "objective": {"decoded": {"faces": 1, "pieces": 1, "face_window": 8, "piece_window": 6}},
@@ -172,16 +182,3 @@ def test_train_save_and_go_on(material: Path, tmp_path: Path) -> None:
     wider = parallel.model_copy(update={"model": parallel.model.model_copy(update={"widths": (32, 32)})})
     with pytest.raises(UsageError, match="start_from"):
         build(wider.model_copy(update={"start_from": tmp_path / "run" / "model" / "unet", "run": tmp_path / "b"}))
-
-
-def test_a_warp_moves_landmarks_where_it_should() -> None:
-    generator = np.random.default_rng(0)
-    source = generator.uniform(150, 360, (68, 2)).astype(np.float32)
-    image = torch.zeros(1, 3, 512, 512)
-    x, y = source[0].round().astype(int)
-    image[:, :, y - 3 : y + 4, x - 3 : x + 4] = 1
-    moved = warped(image, source, source + np.array([20, -10], np.float32))
-    found = torch.nonzero(moved[0, 0] > 0.5).float().mean(0)
-    assert float(found[0]) == pytest.approx(y - 10, abs=2)
-    assert float(found[1]) == pytest.approx(x + 20, abs=2)
-    assert torch.allclose(warped(image, source, source), image, atol=0.05)
