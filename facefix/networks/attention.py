@@ -99,7 +99,8 @@ def _differentiable(
     with torch.autocast("cpu", enabled=False):
         scaled = query.flatten(0, 1) * query.shape[3] ** -0.5
         weights = torch.bmm(scaled, key.flatten(0, 1).transpose(1, 2)).softmax(2)
-        return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+        attended: torch.Tensor = torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return attended
 
 
 def _multiplies_in_bf16(query: torch.Tensor) -> bool:

@@ -239,6 +239,7 @@ class Leg:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.task.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        self.average.decay = self.config.schedule.ema_decay
         self.optimisers.load_state_dict(state["optimisers"])
         self.task.load_state_dict(state["task"])
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from facefix.training.loop import Leg, Moment, Outcome, Task, rate_factor
 from facefix.training.runs import Config, RunFolder
@@ -107,7 +108,7 @@ def run_parallel(body: Callable[[int, int], Outcome], processes: int, meeting: P
     meeting.unlink(missing_ok=True)
     meeting.parent.mkdir(parents=True, exist_ok=True)
     results: torch.multiprocessing.SimpleQueue[Outcome] = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_process, (body, processes, meeting, results), processes)
+    spawn(_process, (body, processes, meeting, results), processes)  # type: ignore[no-untyped-call]
     return results.get()
 
 

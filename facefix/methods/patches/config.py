@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -52,11 +52,11 @@ class DecodedTermSettings(Section):
     """Losses on decoded pieces of some samples of a process's batch."""
 
     after: Probability = 0.0
-    faces: int = Field(1, ge=0)
+    faces: Annotated[int, Field(ge=0)] = 1
     """samples decoded around the face, for all terms"""
     face_window: Count = 36
     """side in latents"""
-    pieces: int = Field(3, ge=0)
+    pieces: Annotated[int, Field(ge=0)] = 3
     """samples of which a random piece is decoded, for L1 and perceptual distance"""
     piece_window: Count = 24
     l1: float = 0.5

@@ -138,7 +138,8 @@ class PatchPipeline(ReFLDMPipeline):
             laid = lay_references(face, images.to(face.dtype), landmarks, self.landmarks)
         else:
             laid = LaidReferences(images.to(face.dtype), torch.ones_like(images[:, :, :1, :2, :2], dtype=face.dtype))
-        return compose_guide(face, self.survival(face), laid).float().clamp(-1, 1)
+        guide: torch.Tensor = compose_guide(face, self.survival(face), laid).float().clamp(-1, 1)
+        return guide
 
     def _branches(
         self, references: ReferenceCache | None, scale: float, lq_latents: torch.Tensor

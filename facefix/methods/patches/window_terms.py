@@ -50,7 +50,8 @@ class WindowTerms:
         rows = np.flatnonzero(large.numpy())
         rows = random.permutation(rows)[: settings.faces + settings.pieces]
         whole, pieces = rows[: settings.faces].tolist(), rows[settings.faces :].tolist()
-        total, values = guess.new_zeros(()), {}
+        total = guess.new_zeros(())
+        values: dict[str, float] = {}
         for kind, chosen, side in (("face", whole, settings.face_window), ("piece", pieces, settings.piece_window)):
             if not chosen:
                 continue
