@@ -21,7 +21,7 @@ Config = AutoencoderTraining | DenoiserTraining
 Sheet = Sequence[Sequence[torch.Tensor]]
 """rows of pictures, each (3, S, S) in [-1, 1]"""
 
-LENGTH_KEYS = ("run", "watching", "machine", "schedule", "processes")
+LENGTH_KEYS = ("run", "watching", "machine", "schedule", "processes", "records")
 """Parts of a configuration that may change between the legs of a run."""
 
 

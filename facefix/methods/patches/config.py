@@ -74,6 +74,13 @@ class PatchObjective(Section):
     decoded: DecodedTermSettings = DecodedTermSettings()
 
 
+class PatchWatching(Watching):
+    """What is written along the way."""
+
+    decoded_faces: Count = 24
+    """held-out people whose faces are decoded to measure identity, perceptual distance and PSNR"""
+
+
 class PatchTraining(Section):
     """``facefix train patches``."""
 
@@ -94,4 +101,4 @@ class PatchTraining(Section):
     schedule: Schedule
     machine: Machine = Machine()
     processes: Count = 1
-    watching: Watching = Watching()
+    watching: PatchWatching = PatchWatching()

@@ -100,7 +100,7 @@ class PatchTask:
     def held_out(self, network: nn.Module) -> Mapping[str, float]:
         """Errors for people never trained on, with right, wrong and no references, guide on and off."""
         with torch.autocast(self.device.type, enabled=False):
-            return self._watcher().measures(cast(UNet2DModel, network))
+            return self._watcher().measures(cast(UNet2DModel, network), self.config.watching.decoded_faces)
 
     def sheet(self, network: nn.Module) -> Sheet:
         """Held-out faces: LQ, without, CacheKV right, CacheKV wrong, guide and CacheKV, guide, reference, truth."""

@@ -171,13 +171,13 @@ class Watcher:
         return ready
 
     @torch.no_grad()
-    def measures(self, unet: UNet2DModel) -> dict[str, float]:
-        """Mean absolute latent error of every condition; dlib and perceptual distance of those looked at."""
+    def measures(self, unet: UNet2DModel, decoded: int) -> dict[str, float]:
+        """Mean absolute latent error of every condition; distances of ``decoded`` faces under those looked at."""
         data, unet = self.held_out, self._ready(unet)
         everyone = range(len(data.good))
         values = {"lq": float((data.lq["severe"] - data.good).abs().mean())}
         identity, perceptual = DlibFaceNet(), PerceptualDistance()
-        truth = data.truth.float() / 127.5 - 1
+        truth = data.truth[:decoded].float() / 127.5 - 1
         wanted = torch.cat([identity.embed(part) for part in truth.split(1)])
         for condition in CONDITIONS:
             found = self.latents(unet, condition, everyone)
@@ -185,7 +185,7 @@ class Watcher:
             if condition not in LOOKED_AT:
                 continue
             distances, features, errors = [], [], []
-            for row, part in enumerate(found.split(1)):
+            for row, part in enumerate(found[:decoded].split(1)):
                 image = self._decoded(part)
                 distances.append((identity.embed(image).float() - wanted[row : row + 1]).norm())
                 features.append(perceptual(image, truth[row : row + 1]))
