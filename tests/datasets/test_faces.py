@@ -13,6 +13,7 @@ from facefix.datasets.augment import PUBLISHED, SAME_PICTURE, augment
 from facefix.datasets.faces import find_faces, hold_out, load_pixels, read_mapping
 from facefix.datasets.sources import Faces
 from facefix.errors import UsageError
+from facefix.methods.patches.config import PatchTraining
 from facefix.networks.images import to_network
 from facefix.training.config import AutoencoderTraining, DenoiserTraining, read_config, write_config
 
@@ -127,5 +128,6 @@ def test_a_configuration_is_checked_and_its_paths_start_at_the_file(tmp_path: Pa
     "path", sorted((Path(__file__).parent.parent.parent / "facefix/training/configs").glob("*.yaml"))
 )
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    kind = AutoencoderTraining if "autoencoder" in path.name else DenoiserTraining
+    kinds = {"autoencoder": AutoencoderTraining, "patches": PatchTraining}
+    kind = next((kind for name, kind in kinds.items() if name in path.name), DenoiserTraining)
     assert read_config(path, kind).schedule.steps > 0
