@@ -30,7 +30,9 @@ class Samples:
     good: Tensor
     lq: Tensor
     guide: Tensor
-    """the LQ latents where a sample has no guide"""
+    """made with references, or without"""
+    guides: tuple[tuple[str, int], ...]
+    """where each guide's picture is: part and number of its record"""
     references: Tensor
     """(R, 8, h, w) of all groups, one after the other"""
     counts: tuple[int, ...]
@@ -78,13 +80,13 @@ class Draws:
         sides = torch.tensor([int(self.meta[row]["side"]) for row, _ in chosen])
         read = self.records.latents
         lq = torch.stack([read("lq", row) for row, _ in chosen])
-        guide = torch.stack([read("guide", row) if used else lq[n] for n, (row, used) in enumerate(chosen)])
+        guides = tuple(("guide" if used else "clean", row) for row, used in chosen)
+        guide = torch.stack([read(part, row) for part, row in guides])
         good = torch.stack([self._target(row) for row, _ in chosen])
         empty = lq.new_zeros(0, *lq.shape[1:])
         tones = tuple(int(self.meta[row]["seed"]) if self.toned[row] else None for row, _ in chosen)
-        return Samples(
-            faces, sides, tones, good, lq, guide, torch.stack(references) if references else empty, tuple(counts)
-        )
+        stacked = torch.stack(references) if references else empty
+        return Samples(faces, sides, tones, good, lq, guide, guides, stacked, tuple(counts))
 
     def _group(self, random: np.random.Generator) -> tuple[list[tuple[int, bool]], list[Tensor]]:
         """Records and whether their guides are used, and the references of a group."""

@@ -15,7 +15,7 @@ from facefix.networks.cachekv import install_cachekv, reference_pass
 from facefix.networks.composition import LaidReferences, compose_guide, lay_references
 from facefix.networks.images import tensor_to_pil, tensor_to_pixels
 from facefix.networks.landmarks import LandmarkNetwork
-from facefix.networks.patches import Patches
+from facefix.networks.patches import Patches, with_detail
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.rope import RotaryCode
 from facefix.networks.survival import SurvivalNetwork
@@ -27,7 +27,7 @@ class Parts:
     """What of the method is used; an evaluation leaves one out to measure what it is worth."""
 
     guide: bool = True
-    """else the LQ face is its own guide"""
+    """else the guide is made without references"""
     cachekv: bool = True
     """else the denoiser does not read the references' keys and values, and knows them by the guide alone"""
     warp: bool = True
@@ -39,8 +39,9 @@ class PatchPipeline(ReFLDMPipeline):
 
     The denoiser diffuses the difference between the HQ and the LQ latents and predicts it directly. It is given the LQ
     latents, the latents of a guide (:mod:`facefix.networks.composition`), and all references through CacheKV, whose
-    queries and keys carry a position code. Without references the guide is the LQ face. A photo of a single tone (grey,
-    sepia) keeps it: references are brought to that tone, and so is the result. Called as :class:`ReFLDMPipeline` is.
+    queries and keys carry a position code. Without references the guide is the LQ face, cleaned. Its finest detail,
+    which latents cannot carry, is kept as far as the denoiser says. A photo of a single tone (grey, sepia) keeps it.
+    Called as :class:`ReFLDMPipeline` is.
 
     :param autoencoder: VQGAN.
     :param unet: denoiser of :func:`facefix.networks.patches.patch_unet_config`.
@@ -88,10 +89,10 @@ class PatchPipeline(ReFLDMPipeline):
         install_cachekv(unet, None if rotary is None else RotaryCode(*rotary))
 
     def _check_channels(self, unet: UNet2DModel, channels: int) -> None:  # type: ignore[override]
-        channels *= self._patch_size**2
-        if (unet.config.in_channels, unet.config.out_channels) != (3 * channels, 2 * channels):
+        channels, places = channels * self._patch_size**2, self._patch_size**2
+        if (unet.config.in_channels, unet.config.out_channels) != (3 * channels, 2 * channels + places):
             raise UsageError(
-                f"unet: expected {3 * channels} input and {2 * channels} output channels for patches of "
+                f"unet: expected {3 * channels} input and {2 * channels + places} output channels for patches of "
                 f"{self._patch_size}, found {unet.config.in_channels} and {unet.config.out_channels}"
             )
 
@@ -115,31 +116,31 @@ class PatchPipeline(ReFLDMPipeline):
         return replace(cache, images=crops.clamp(-1, 1).half()[None], landmarks=landmarks)
 
     def _task(self, crops: torch.Tensor, lq: torch.Tensor, references: ReferenceCache | None) -> Task:
-        """The LQ faces and their guides; without references, or without the guide, the LQ faces themselves."""
-        if references is None or not self.parts.guide:
-            return Task(crops, lq, self.unet, references, crops, lq)
-        if references.images is None or references.landmarks is None:
+        """The LQ faces and their guides, made with references or without."""
+        if references is not None and (references.images is None or references.landmarks is None):
             raise UsageError(
                 "references: expected a ReferenceCache made by this model, which keeps the references' images, found "
                 "one without; call encode_references() of this pipeline"
             )
         # Face by face: the warped references of a whole batch would take much memory.
-        faces = crops.to(references.images.device).split(1)
-        guides = torch.cat([self._guide(face, references, row) for row, face in enumerate(faces)])
+        lent = references if self.parts.guide else None
+        guides = torch.cat([self._guide(face, lent, row) for row, face in enumerate(crops.to(lq.device).split(1))])
         return Task(crops, lq, self.unet, references, guides, self._encode(guides))
 
-    def _guide(self, face: torch.Tensor, references: ReferenceCache, row: int) -> torch.Tensor:
+    def _guide(self, face: torch.Tensor, references: ReferenceCache | None, row: int) -> torch.Tensor:
         """(1, 3, S, S) what has survived of one face, and what it lost from the references laid onto it."""
+        face = face.to(self.landmarks.dtype)
+        laid = None if references is None else self._laid(face, references, row)
+        guide: torch.Tensor = compose_guide(face, self.survival(face), laid).float().clamp(-1, 1)
+        return guide
+
+    def _laid(self, face: torch.Tensor, references: ReferenceCache, row: int) -> LaidReferences:
         assert references.images is not None and references.landmarks is not None
         row = 0 if len(references.images) == 1 else row
         images, landmarks = references.images[row : row + 1], references.landmarks[row : row + 1]
-        face = face.to(self.landmarks.dtype)
         if self.parts.warp:
-            laid = lay_references(face, images.to(face.dtype), landmarks, self.landmarks)
-        else:
-            laid = LaidReferences(images.to(face.dtype), torch.ones_like(images[:, :, :1, :2, :2], dtype=face.dtype))
-        guide: torch.Tensor = compose_guide(face, self.survival(face), laid).float().clamp(-1, 1)
-        return guide
+            return lay_references(face, images.to(face.dtype), landmarks, self.landmarks)
+        return LaidReferences(images.to(face.dtype), torch.ones_like(images[:, :, :1, :2, :2], dtype=face.dtype))
 
     def _branches(
         self, references: ReferenceCache | None, scale: float, lq_latents: torch.Tensor
@@ -155,15 +156,19 @@ class PatchPipeline(ReFLDMPipeline):
     ) -> torch.Tensor:
         """The clean residual."""
         assert task.guide_latents is not None
-        return self.patches.predict(task.unet, noisy, task.lq, task.guide_latents, timestep, branches, copies=copies)
+        found = self.patches.predict(task.unet, noisy, task.lq, task.guide_latents, timestep, branches, copies=copies)
+        task.said["detail"] = found.detail[-len(task.lq) :]  # the conditional branch's
+        return found.residual
 
     def _latents(self, task: Task, sample: torch.Tensor) -> torch.Tensor:
         """The LQ faces' latents and the residual at its scale."""
         return task.lq.float() + (sample * self.config.latent_scale).float()
 
     def _images(self, task: Task, latents: torch.Tensor) -> torch.Tensor:
-        """Decoded, in the photo's own tone."""
-        images = super()._images(task, latents)
+        """Decoded, with the guides' finest detail, in the photo's own tone."""
+        assert task.guides is not None and task.guide_latents is not None
+        decoded, unchanged = (super(PatchPipeline, self)._images(task, x) for x in (latents, task.guide_latents))
+        images = with_detail(decoded, task.guides.to(decoded.device), unchanged, task.said["detail"])
         return tone_of(task.crops.to(images.device))(images)
 
     def to_pil(self, images: torch.Tensor) -> list[Image.Image]:

@@ -35,7 +35,9 @@ META = np.dtype(
     [("face", "i4"), ("side", "i1"), ("preset", "i1"), ("guide_face", "i4"), ("seed", "i8"), ("done", "i1")]
 )
 NO_GUIDE = -1
-PARTS = ("lq", "guide", "truth")
+PARTS = ("lq", "clean", "guide", "truth")
+PICTURES = ("clean", "guide")
+"""kept as pictures too"""
 
 
 class RecordMix(Section):
@@ -69,7 +71,7 @@ class RecordMix(Section):
 class Records:
     """Records of all folders, read in place."""
 
-    folders: tuple[tuple[NDArray[np.void], dict[str, NDArray[np.float16]]], ...]
+    folders: tuple[tuple[NDArray[np.void], dict[str, NDArray[Any]]], ...]
     presets: tuple[str, ...]
     index: NDArray[np.int64]
     """(n, 2) folder and row of every record that is done"""
@@ -78,8 +80,17 @@ class Records:
         """(n,) structured array of META."""
         return np.array([self.folders[folder][0][row] for folder, row in self.index], META)
 
+    def picture(self, part: str, number: int) -> Tensor:
+        """(3, 512, 512) in [-1, 1] of ``clean`` or ``guide``."""
+        folder, row = self.index[number]
+        return torch.from_numpy(self.folders[folder][1][f"{part}_px"][row].astype(np.float32)) / 127.5 - 1
+
     def latents(self, part: str, number: int) -> Tensor:
-        """(8, h, w) float32 of ``lq``, ``guide`` or ``truth`` (archive records only: others have the good face)."""
+        """(8, h, w) float32 of a table.
+
+        ``lq``, ``clean``: the guide without references, ``guide``: the one with them, where a record has one, and
+        ``truth``: of archive records; the truth of others is the good face.
+        """
         folder, row = self.index[number]
         return torch.from_numpy(self.folders[folder][1][part][row].astype(np.float32))
 
@@ -88,9 +99,10 @@ def open_records(bank: Path, limit: int | None = None) -> Records:
     """Every record in the ``records*`` folders of a bank. Raises UsageError when there is none."""
     folders, index = [], []
     presets: tuple[str, ...] = ()
+    names = (*PARTS, *(f"{name}_px" for name in PICTURES))
     for number, folder in enumerate(sorted(bank.glob("records*"))):
         meta = np.load(folder / "meta.npy", mmap_mode="r")
-        folders.append((meta, {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in PARTS}))
+        folders.append((meta, {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}))
         index += [(number, row) for row in np.flatnonzero(meta["done"])]
         presets = tuple(json.loads((folder / "mix.json").read_text(encoding="utf-8"))["presets"])
     if not index:
@@ -129,11 +141,17 @@ class RecordBuilder:
         shape = (self.mix.capacity, LATENT_CHANNELS, side, side)
         meta = open_table(target / "meta.npy", META, (self.mix.capacity,))
         tables = {name: open_table(target / f"{name}.npy", np.float16, shape) for name in PARTS}
+        drawn = {
+            name: open_table(target / f"{name}_px.npy", np.uint8, (self.mix.capacity, 3, FULL_PX, FULL_PX))
+            for name in PICTURES
+        }
         (target / "mix.json").write_text(json.dumps(self.mix.model_dump(mode="json")) + "\n", encoding="utf-8")
         for row in np.flatnonzero(meta["done"] == 0).tolist():
             entry, pictures = self._record(np.random.default_rng((self.mix.seed, row)))
             for name, image in pictures.items():
                 tables[name][row] = latents_of(autoencoder, image)
+                if name in PICTURES:
+                    drawn[name][row] = (image[0] * 255).round().byte().numpy()
             entry["done"] = 1
             meta[row] = entry
             yield row
@@ -146,7 +164,7 @@ class RecordBuilder:
         preset = int(random.choice(len(names), p=np.array(shares) / sum(shares)))
         good = _mirrored(self._picture(face), side)
         low = degrade(good, [seed], names[preset])
-        pictures = {"lq": low}
+        pictures = {"lq": low, "clean": self.guides(low)}
         if names[preset] == ARCHIVE:
             pictures["truth"] = targets(good, [seed], ARCHIVE)
         others = self._others(face, random) if several and random.random() < self.mix.guided else []
@@ -183,12 +201,14 @@ class GuideMaker:
     survival: SurvivalNetwork
 
     @torch.no_grad()
-    def __call__(self, low: Tensor, references: Tensor) -> Tensor:
-        """(1, 3, S, S) guide in [0, 1] of a degraded face, from (N, 3, S, S) references, all in [0, 1]."""
-        crop, others = low * 2 - 1, references * 2 - 1
-        found = self.landmarks(others)
-        known = torch.cat([found.points, found.deviation[..., None]], -1)[None]
-        laid = lay_references(crop, others[None], known, self.landmarks)
+    def __call__(self, low: Tensor, references: Tensor | None = None) -> Tensor:
+        """(1, 3, S, S) guide in [0, 1] of a degraded face, from (N, 3, S, S) references or none, all in [0, 1]."""
+        crop, laid = low * 2 - 1, None
+        if references is not None:
+            others = references * 2 - 1
+            found = self.landmarks(others)
+            known = torch.cat([found.points, found.deviation[..., None]], -1)[None]
+            laid = lay_references(crop, others[None], known, self.landmarks)
         return ((compose_guide(crop, self.survival(crop), laid) + 1) / 2).clamp(0, 1)
 
 

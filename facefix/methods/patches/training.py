@@ -56,7 +56,9 @@ class PatchTask:
         alphas = published_alphas_cumprod(REFLDM_SCHEDULE["beta_start"], REFLDM_SCHEDULE["beta_end"], _TIMESTEPS)
         self.noise = NoiseSchedule(alphas.to(device))
         self.large = np.load(config.bank / "sizes.npy") >= FULL_PX
-        self.terms = WindowTerms(config.objective.decoded, self.autoencoder, self.faces, config.machine)
+        self.terms = WindowTerms(
+            config.objective.decoded, self.autoencoder, self.faces, self.draws.records, config.machine
+        )
 
     def losses(self, moment: Moment) -> tuple[Tensor, dict[str, float]]:
         """One batch of this process."""
@@ -74,11 +76,11 @@ class PatchTask:
             predicted = self.patches.predict(unet, noisy, batch.lq, batch.guide, timesteps, branches)
         large = torch.from_numpy(self.large[batch.faces.numpy()])
         weights = torch.where(large, 1.0, objective.small_weight).view(-1, 1, 1, 1)
-        error = predicted - clean
+        error = predicted.residual - clean
         loss = (weights * (error.square() if objective.loss == "l2" else error.abs())).mean()
         values = {"latent": float(loss.detach()), "lq": float((weights * clean.abs()).mean())}
         if moment.progress >= objective.decoded.after:
-            more, terms = self.terms(batch.lq + scale * predicted, batch, large, random)
+            more, terms = self.terms(batch.lq + scale * predicted.residual, predicted.detail, batch, large, random)
             loss, values = loss + more, values | terms
         return loss, {"loss": float(loss.detach()), **values}
 

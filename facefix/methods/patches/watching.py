@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from facefix.metrics.perceptual import PerceptualDistance
 from facefix.networks.autoencoder import decode, encode
 from facefix.networks.cachekv import reference_pass
 from facefix.networks.landmarks import LandmarkNetwork
-from facefix.networks.patches import Patches
+from facefix.networks.patches import Patches, with_detail
 from facefix.networks.reference_cache import Branch
 from facefix.networks.survival import SurvivalNetwork
 from facefix.training.runs import Sheet
@@ -41,7 +42,9 @@ class HeldOut:
     lq: dict[str, Tensor]
     """preset -> latents"""
     guides: dict[str, Tensor]
-    """``severe right``, ``severe wrong``, ``moderate right``"""
+    """``severe right``, ``severe wrong``, ``severe``: without references, ``moderate right``, ``moderate``"""
+    pictures: dict[str, Tensor]
+    """the same guides, (N, 3, 512, 512) uint8"""
     right: list[Tensor]
     """(n, 8, h, w) each"""
     wrong: list[Tensor]
@@ -85,7 +88,10 @@ def _make(
     chosen = list(people.values())
     others = [faces[face].references[0] for face in chosen]
     strangers = [*others[1:], others[0]]
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("severe", "moderate", "right", "wrong", "mild right")}
+    rows: dict[str, list[Tensor]] = {
+        name: [] for name in ("severe", "moderate", "right", "wrong", "mild right", "clean", "mild clean")
+    }
+    drawn: dict[str, list[Tensor]] = defaultdict(list)
     pictures: dict[str, list[Tensor]] = {"truth": [], "low": [], "reference": []}
 
     encoder = copy.deepcopy(autoencoder).to(torch.bfloat16)
@@ -101,9 +107,13 @@ def _make(
         for name, preset, n in (
             ("right", "severe", other),
             ("wrong", "severe", stranger),
+            ("clean", "severe", None),
             ("mild right", "moderate", other),
+            ("mild clean", "moderate", None),
         ):
-            rows[name].append(latents(maker(low[preset], picture(faces[n].path))))
+            guide = maker(low[preset], None if n is None else picture(faces[n].path))
+            rows[name].append(latents(guide))
+            drawn[name].append((guide[0] * 255).round().byte())
         for name, image in (("truth", truth), ("low", low["severe"]), ("reference", picture(faces[other].path))):
             pictures[name].append((image[0] * 255).round().byte())
     stacked = {name: torch.stack(parts) for name, parts in rows.items()}
@@ -117,19 +127,24 @@ def _make(
         "faces": torch.tensor(chosen),
         "good": torch.from_numpy(good[chosen, 0].astype(np.float32)),
         "lq": {"severe": stacked["severe"], "moderate": stacked["moderate"]},
-        "guides": {
-            "severe right": stacked["right"],
-            "severe wrong": stacked["wrong"],
-            "moderate right": stacked["mild right"],
-        },
+        "guides": {name: stacked[part] for name, part in _GUIDES.items()},
+        "pictures": {name: torch.stack(drawn[part]) for name, part in _GUIDES.items()},
         "right": right,
         "wrong": [*right[1:], right[0]],
         **{name: torch.stack(parts) for name, parts in pictures.items()},
     }
 
 
+_GUIDES = {
+    "severe right": "right",
+    "severe wrong": "wrong",
+    "severe": "clean",
+    "moderate right": "mild right",
+    "moderate": "mild clean",
+}
+
 CONDITIONS = {
-    # name: preset, guide, references
+    # name: preset, guide (made without references where None), references
     "none": ("severe", None, None),
     "kv": ("severe", None, "right"),
     "kv_wrong": ("severe", None, "wrong"),
@@ -149,22 +164,24 @@ class Watcher:
         self.held_out, self.patches, self.dtype = held_out, patches, dtype
         self.autoencoder = copy.deepcopy(autoencoder).to(dtype)
 
-    def latents(self, unet: UNet2DModel, condition: str, rows: Sequence[int]) -> Tensor:
-        """What one step from noise makes of faces under a condition."""
+    def latents(self, unet: UNet2DModel, condition: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What one step from noise makes of faces under a condition, and how much of the guides' detail it keeps."""
         preset, guide, references = CONDITIONS[condition]
-        data, results = self.held_out, []
+        data = self.held_out
+        results, details = [], []
         generator = torch.Generator().manual_seed(_SEED)
         noise = torch.randn(data.good.shape, generator=generator)
         for row in rows:
             lq = data.lq[preset][row : row + 1]
-            laid = lq if guide is None else data.guides[guide][row : row + 1]
+            laid = data.guides[guide or preset][row : row + 1]
             branches: tuple[Branch, ...] = ()
             if references is not None:
                 latents = getattr(data, references)[row]
                 branches = (Branch(slice(None), reference_pass(unet, self.patches.cut(latents).to(self.dtype))),)
-            residual = self.patches.predict(unet, noise[row : row + 1], lq, laid, _LAST, branches)
-            results.append(lq + self.patches.latent_scale * residual)
-        return torch.cat(results)
+            found = self.patches.predict(unet, noise[row : row + 1], lq, laid, _LAST, branches)
+            results.append(lq + self.patches.latent_scale * found.residual)
+            details.append(found.detail)
+        return torch.cat(results), torch.cat(details)
 
     def _ready(self, unet: UNet2DModel) -> UNet2DModel:
         ready: UNet2DModel = copy.deepcopy(unet).to(self.dtype).eval()
@@ -180,13 +197,13 @@ class Watcher:
         truth = data.truth[:decoded].float() / 127.5 - 1
         wanted = torch.cat([identity.embed(part) for part in truth.split(1)])
         for condition in CONDITIONS:
-            found = self.latents(unet, condition, everyone)
+            found, details = self.latents(unet, condition, everyone)
             values[condition] = float((found - data.good).abs().mean())
             if condition not in LOOKED_AT:
                 continue
             distances, features, errors = [], [], []
             for row, part in enumerate(found[:decoded].split(1)):
-                image = self._decoded(part)
+                image = self._picture(part, details[row : row + 1], condition, row)
                 distances.append((identity.embed(image).float() - wanted[row : row + 1]).norm())
                 features.append(perceptual(image, truth[row : row + 1]))
                 errors.append(10 * torch.log10(4 / (image - truth[row : row + 1]).square().mean()))
@@ -195,8 +212,15 @@ class Watcher:
             values[f"{condition}_psnr"] = float(torch.stack(errors).mean())
         return values
 
-    def _decoded(self, latents: Tensor) -> Tensor:
-        return decode(self.autoencoder, latents.to(self.dtype), quantized=False).float().clamp(-1, 1)
+    def _picture(self, latents: Tensor, detail: Tensor, condition: str, row: int) -> Tensor:
+        preset, guide, _ = CONDITIONS[condition]
+        name = guide or preset
+        picture = self.held_out.pictures[name][row : row + 1].float() / 127.5 - 1
+        decoded, unchanged = (
+            decode(self.autoencoder, part.to(self.dtype), quantized=False).float()
+            for part in (latents, self.held_out.guides[name][row : row + 1])
+        )
+        return with_detail(decoded, picture, unchanged, detail).clamp(-1, 1)
 
     @torch.no_grad()
     def sheet(self, unet: UNet2DModel, count: int) -> Sheet:
@@ -204,7 +228,7 @@ class Watcher:
         data, unet = self.held_out, self._ready(unet)
         rows = []
         for row in range(0, len(data.good), max(1, len(data.good) // count))[:count]:
-            pictures = [self._decoded(self.latents(unet, name, [row]))[0] for name in LOOKED_AT]
+            pictures = [self._picture(*self.latents(unet, name, [row]), name, row)[0] for name in LOOKED_AT]
             low, reference, truth = (part[row].float() / 127.5 - 1 for part in (data.low, data.reference, data.truth))
             rows.append([_half(part) for part in (low, *pictures, reference, truth)])
         return rows

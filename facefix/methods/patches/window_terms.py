@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from facefix.datasets.degradation import ARCHIVE, targets
 from facefix.datasets.faces import TrainingFace, load_pixels
+from facefix.device import DTYPES
 from facefix.methods.patches.config import DecodedTermSettings
 from facefix.methods.patches.draws import Samples
-from facefix.methods.patches.records import FULL_PX
+from facefix.methods.patches.records import FULL_PX, Records
 from facefix.metrics.identity import DlibFaceNet
 from facefix.metrics.perceptual import PerceptualDistance
 from facefix.networks.autoencoder import DOWNSAMPLE_FACTOR, decode
 from facefix.networks.images import to_network
+from facefix.networks.patches import with_detail
 from facefix.training.config import Machine
 from facefix.training.loop import autocast
 
@@ -30,54 +33,76 @@ class WindowTerms:
     """Decodes pieces of a few predictions and compares them with the true pictures."""
 
     def __init__(
-        self, settings: DecodedTermSettings, autoencoder: VQModel, faces: Sequence[TrainingFace], machine: Machine
+        self,
+        settings: DecodedTermSettings,
+        autoencoder: VQModel,
+        faces: Sequence[TrainingFace],
+        records: Records,
+        machine: Machine,
     ) -> None:
-        self.settings, self.autoencoder, self.faces, self.machine = settings, autoencoder, faces, machine
+        self.settings, self.autoencoder, self.faces, self.records = settings, autoencoder, faces, records
+        self.machine = machine
+        self.plain = copy.deepcopy(autoencoder).to(DTYPES[machine.dtype])
         self.perceptual = PerceptualDistance()
         self.identity = DlibFaceNet() if settings.identity and settings.faces else None
         self._pixels: dict[int, Tensor] = {}
         self._embeddings: dict[tuple[int, int, int | None], Tensor] = {}
 
     def __call__(
-        self, guess: Tensor, batch: Samples, large: Tensor, random: np.random.Generator
+        self, guess: Tensor, detail: Tensor, batch: Samples, large: Tensor, random: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the losses, and each one's value.
 
         :param guess: (B, 8, h, w) predicted latents, with gradient.
+        :param detail: (B, 1, h, w) how much of the guides' detail is kept, with gradient.
         :param large: (B,) whether the true picture has 512 px of its own; only such are decoded.
         """
         settings = self.settings
-        rows = np.flatnonzero(large.numpy())
-        rows = random.permutation(rows)[: settings.faces + settings.pieces]
+        rows = random.permutation(np.flatnonzero(large.numpy()))[: settings.faces + settings.pieces]
         whole, pieces = rows[: settings.faces].tolist(), rows[settings.faces :].tolist()
         total = guess.new_zeros(())
         values: dict[str, float] = {}
         for kind, chosen, side in (("face", whole, settings.face_window), ("piece", pieces, settings.piece_window)):
             if not chosen:
                 continue
-            extent = guess.shape[-1]
-            corners = [_corner(extent, side, kind == "face", random) for _ in chosen]
-            latents = torch.stack(
-                [guess[row, :, y : y + side, x : x + side] for row, (y, x) in zip(chosen, corners, strict=True)]
-            )
-            truths = torch.stack([self._truth(batch, row) for row in chosen])
-            px = DOWNSAMPLE_FACTOR
-            wanted = torch.stack(
-                [
-                    t[:, y * px : (y + side) * px, x * px : (x + side) * px]
-                    for t, (y, x) in zip(truths, corners, strict=True)
-                ]
-            )
+            corners = [_corner(guess.shape[-1], side, kind == "face", random) for _ in chosen]
+            decoded, truths, wanted = self._pieces(guess, detail, batch, chosen, corners, side)
             with autocast(guess.device, self.machine):
-                decoded = decode(self.autoencoder, latents, quantized=False).float()
                 l1, distance = (decoded - wanted).abs().mean(), self.perceptual(decoded, wanted).mean()
-            total = total + len(chosen) / max(len(rows), 1) * (settings.l1 * l1 + settings.perceptual * distance)
+            total = total + len(chosen) / len(rows) * (settings.l1 * l1 + settings.perceptual * distance)
             values |= {f"{kind}_l1": float(l1.detach()), f"{kind}_perceptual": float(distance.detach())}
             if kind == "face" and self.identity is not None:
                 term = self._identity_term(decoded, truths, corners[0], batch, chosen)
                 total = total + settings.identity * term
                 values["identity"] = float(term.detach())
         return total, values
+
+    def _pieces(
+        self,
+        guess: Tensor,
+        detail: Tensor,
+        batch: Samples,
+        chosen: Sequence[int],
+        corners: Sequence[tuple[int, int]],
+        side: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decoded pieces, the whole true pictures, and their pieces: (n, 3, s, s), (n, 3, 512, 512), (n, 3, s, s)."""
+
+        def cut(tensors: Sequence[Tensor], scale: int = 1) -> Tensor:
+            places = [(scale * y, scale * x) for y, x in corners]
+            length = scale * side
+            parts = [t[:, y : y + length, x : x + length] for t, (y, x) in zip(tensors, places, strict=True)]
+            return torch.stack(parts)
+
+        truths = torch.stack([self._truth(batch, row) for row in chosen])
+        guides = cut([self.records.picture(*batch.guides[row]) for row in chosen], DOWNSAMPLE_FACTOR)
+        with torch.no_grad(), torch.autocast(guess.device.type, enabled=False):
+            latents = cut([batch.guide[row] for row in chosen]).to(next(self.plain.parameters()).dtype)
+            lost = guides - decode(self.plain, latents, quantized=False).float()
+        with autocast(guess.device, self.machine):
+            found = decode(self.autoencoder, cut([guess[row] for row in chosen]), quantized=False).float()
+        decoded = with_detail(found, lost, torch.zeros_like(lost), cut([detail[row] for row in chosen]))
+        return decoded, truths, cut(list(truths), DOWNSAMPLE_FACTOR)
 
     def _identity_term(
         self, decoded: Tensor, truths: Tensor, corner: tuple[int, int], batch: Samples, chosen: Sequence[int]

@@ -92,6 +92,7 @@ def test_records(material: Path) -> None:
     assert len(guided)
     for number, entry in enumerate(meta):
         assert records.latents("lq", number).abs().max() > 0
+        assert records.latents("clean", number).abs().max() > 0
         assert bool(records.latents("guide", number).any()) == (entry["guide_face"] != NO_GUIDE)
         assert bool(records.latents("truth", number).any()) == (records.presets[entry["preset"]] == "archive")
     several = [face for face in meta["face"].tolist() if faces[face].references]
@@ -148,7 +149,7 @@ def test_a_group_reads_its_own_references_only(material: Path) -> None:
     def predicted(references: torch.Tensor) -> torch.Tensor:
         changed = type(batch)(**{name: getattr(batch, name) for name in batch.__slots__} | {"references": references})
         branches = grouped_branches(unet, task.patches, changed, 2)
-        return task.patches.predict(unet, batch.lq, batch.lq, batch.guide, 999, branches)
+        return task.patches.predict(unet, batch.lq, batch.lq, batch.guide, 999, branches).residual
 
     with torch.no_grad():
         one = predicted(batch.references)
