@@ -39,7 +39,7 @@ def build_bank(config: PatchTraining, *, resume: bool = False) -> Outcome:
     prepare(config.bank, faces)
     dtype = torch.bfloat16 if config.machine.dtype == "bf16" else torch.float32
     autoencoder = VQModel.from_pretrained(config.autoencoder).eval().requires_grad_(False).to(dtype)
-    encode_faces(config.bank, faces, autoencoder)
+    encode_faces(config.bank, faces, autoencoder, backwards=bool(config.records.seed % 2))
     inside, _ = hold_out(faces, config.held_out, config.seed)
     groups = sources_of(faces, config.faces.manifest)
     builder = RecordBuilder(config.bank, faces, groups, inside, config.records)
@@ -69,13 +69,18 @@ def prepare(bank: Path, faces: Sequence[TrainingFace]) -> None:
         np.save(bank / "sizes.npy", sizes)
 
 
-def encode_faces(bank: Path, faces: Sequence[TrainingFace], autoencoder: VQModel) -> NDArray[np.float16]:
-    """(N, 2, 8, h, w) latents of every face and its mirror image; those of people with several pictures come first."""
+def encode_faces(
+    bank: Path, faces: Sequence[TrainingFace], autoencoder: VQModel, *, backwards: bool = False
+) -> NDArray[np.float16]:
+    """(N, 2, 8, h, w) latents of every face and its mirror image; those of people with several pictures come first.
+
+    :param backwards: begin at the other end, to meet another process half way.
+    """
     side = FULL_PX // DOWNSAMPLE_FACTOR
     good = open_table(bank / "good.npy", np.float16, (len(faces), 2, LATENT_CHANNELS, side, side))
     order = sorted(range(len(faces)), key=lambda number: (not faces[number].references, number))
-    for mirrored in (0, 1):
-        for number in order:
+    for mirrored in (1, 0) if backwards else (0, 1):
+        for number in reversed(order) if backwards else order:
             if not good[number, mirrored, 0].any():
                 image = picture(faces[number].path)
                 good[number, mirrored] = latents_of(autoencoder, image.flip(3) if mirrored else image)
