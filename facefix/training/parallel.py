@@ -108,7 +108,7 @@ def run_parallel(body: Callable[[int, int], Outcome], processes: int, meeting: P
     meeting.unlink(missing_ok=True)
     meeting.parent.mkdir(parents=True, exist_ok=True)
     results: torch.multiprocessing.SimpleQueue[Outcome] = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    spawn(_process, (body, processes, meeting, results), processes)  # type: ignore[no-untyped-call]
+    spawn(_process, (body, processes, meeting, results), processes)
     return results.get()
 
 

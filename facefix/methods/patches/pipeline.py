@@ -169,7 +169,8 @@ class PatchPipeline(ReFLDMPipeline):
         assert task.guides is not None and task.guide_latents is not None
         decoded, unchanged = (super(PatchPipeline, self)._images(task, x) for x in (latents, task.guide_latents))
         images = with_detail(decoded, task.guides.to(decoded.device), unchanged, task.said["detail"])
-        return tone_of(task.crops.to(images.device))(images)
+        toned: torch.Tensor = tone_of(task.crops.to(images.device))(images)
+        return toned
 
     def to_pil(self, images: torch.Tensor) -> list[Image.Image]:
         """One PIL image per row of (B, 3, S, S) floats in [-1, 1]."""
