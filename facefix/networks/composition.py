@@ -33,6 +33,14 @@ _SHARPNESS = 12.0
 _FACE = (0.29, 0.86, 0.25, 0.75)
 """top, bottom, left, right of brows to chin in FFHQ's framing, as fractions of the crop"""
 
+_HEALTH = (0.25, 0.5)
+"""mean surviving fraction of all bands up to which all that is missing is taken, and from which on the least"""
+
+_MOST_CAUTION = 2.0
+
+_LEFT_ALONE = 0.5
+"""How far gains are taken back to 1 where most has survived"""
+
 _CONTRAST = (0.35, 1.25)
 """limits of the factor that brings a reference to the photo's contrast"""
 
@@ -75,14 +83,31 @@ def compose_guide(lq: torch.Tensor, survival: Survival, references: LaidReferenc
     coarse, own = bands(luma_chroma(lq.float()))
     lent = None if references is None else _Lent(coarse, own, survival, references)
     print_slope = _print_slope(coarse)
+    caution = _caution(survival)
     for band in reversed(range(len(own))):
         kept = _cleaned(own[band], survival, band, print_slope)
         if lent is not None:
             fraction = _at(survival.fraction[:, band, None], own[band].shape[-1])
             detail, agreed = lent.band(band, kept, fraction)
-            kept = torch.lerp(kept, detail, (1 - fraction) * agreed)
+            missing = (1 - fraction) ** _at(caution, own[band].shape[-1])
+            kept = torch.lerp(kept, detail, missing * agreed)
         coarse = resized(coarse, own[band].shape[-1]) + kept
     return rgb(coarse)
+
+
+def limit_change(change: torch.Tensor, survival: Survival) -> torch.Tensor:
+    """What a network would change of faces, less where more of a band has survived: a whole face is left as it is.
+
+    :param change: (B, 3, S, S) differences of pictures, S a multiple of 32.
+    :param survival: of the faces.
+    """
+    coarse, parts = bands(change.float())
+    caution = _caution(survival) / 2
+    for band in reversed(range(len(parts))):
+        side = parts[band].shape[-1]
+        share = (1 - _at(survival.fraction[:, band, None], side)) ** _at(caution, side)
+        coarse = resized(coarse, side) + parts[band] * share
+    return coarse
 
 
 class _Lent:
@@ -142,6 +167,20 @@ def _chroma(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return slope, rest.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
+def _caution(survival: Survival) -> torch.Tensor:
+    """(B, 1, h, w): power of the missing share that is taken, 1 where little has survived, more where most has.
+
+    What a slightly damaged face seems to lack is as often a fault of the estimate as of the face.
+    """
+    return 1 + _MOST_CAUTION * _health(survival)
+
+
+def _health(survival: Survival) -> torch.Tensor:
+    """(B, 1, h, w): 0 where little of all bands has survived, 1 where most has."""
+    low, high = _HEALTH
+    return ((survival.fraction.mean(1, keepdim=True) - low) / (high - low)).clamp(0, 1)
+
+
 def _print_slope(coarse: torch.Tensor) -> torch.Tensor:
     """(n, 2, 1, 1) slope of the chromas of a toned print on its luma; 0 for a picture whose colours are its own."""
     slope, rest = _chroma(coarse)
@@ -151,9 +190,14 @@ def _print_slope(coarse: torch.Tensor) -> torch.Tensor:
 
 
 def _cleaned(band: torch.Tensor, survival: Survival, number: int, print_slope: torch.Tensor) -> torch.Tensor:
-    """(B, 3, s, s) band with Wiener's gains; what chroma follows from the luma follows from the cleaned luma."""
+    """(B, 3, s, s) band with Wiener's gains, nearer 1 where most has survived.
+
+    What chroma follows from the luma follows from the cleaned luma.
+    """
+    kept = _health(survival) * _LEFT_ALONE
     luma_gain, chroma_gain = (
-        _at(gain[:, number, None], band.shape[-1]) for gain in (survival.gain, survival.chroma_gain)
+        _at(torch.lerp(gain[:, number, None], torch.ones_like(kept), kept), band.shape[-1])
+        for gain in (survival.gain, survival.chroma_gain)
     )
     luma, chroma = band[:, :1], band[:, 1:]
     cleaned = luma * luma_gain

@@ -97,6 +97,12 @@ def true_survival(degraded: torch.Tensor, clean: torch.Tensor) -> Survival:
     return Survival(torch.stack(fractions, 1), torch.stack(gains, 1), torch.stack(chroma, 1))
 
 
+def band_energy(images: torch.Tensor) -> list[torch.Tensor]:
+    """RGB (B, 3, S, S) -> the luma's mean square around each cell, (B, h, w) for each band from fine to coarse."""
+    places = images.shape[-1] // CELL_PX
+    return [_around(band[:, :1].square(), places)[:, 0] for band in bands(luma_chroma(images))[1]]
+
+
 def _around(band: torch.Tensor, places: int) -> torch.Tensor:
     """(B, C, s, s) -> (B, C, places, places): means over each cell and four pixels around it."""
     stride = band.shape[-1] // places

@@ -158,7 +158,8 @@ class PatchPipeline(ReFLDMPipeline):
         assert task.guide_latents is not None
         found = self.patches.predict(task.unet, noisy, task.lq, task.guide_latents, timestep, branches, copies=copies)
         task.said["detail"] = found.detail[-len(task.lq) :]  # the conditional branch's
-        return found.residual
+        residual: torch.Tensor = found.residual
+        return residual
 
     def _latents(self, task: Task, sample: torch.Tensor) -> torch.Tensor:
         """The LQ faces' latents and the residual at its scale."""
