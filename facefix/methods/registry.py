@@ -269,7 +269,31 @@ _INTERLCM = RestorationMethod(
     },
 )
 
-BUILT_IN = (_REFLDM, _GUIDED, _INTERLCM)
+_PATCHES = RestorationMethod(
+    name="patches",
+    summary="512 px in one step: references through CacheKV with positions, and a guide taken where it fits",
+    load=Named("facefix.methods.patches.restorer:load"),
+    pipelines=("PatchPipeline",),
+    pipeline=Named("facefix.methods.patches.pipeline:PatchPipeline"),
+    references="optional",
+    licence="Apache-2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    default_rank=10,
+    training={
+        "denoiser": Leg(
+            Named("facefix.methods.patches.config:PatchTraining"),
+            Named("facefix.methods.patches.training:train_patches"),
+            "the denoiser on a frozen autoencoder",
+        ),
+        "bank": Leg(
+            Named("facefix.methods.patches.config:PatchTraining"),
+            Named("facefix.methods.patches.bank:build_bank"),
+            "what it is trained from, before it: latents of faces, degraded faces and guides",
+        ),
+    },
+)
+
+BUILT_IN = (_REFLDM, _GUIDED, _PATCHES, _INTERLCM)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def _attend(
     if _multiplies_in_bf16(query):
         return _attend_in_products(query, key, value, heads, layer, branches)
     if not branches:
-        return _tokens(F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads)))
+        return _tokens(_differentiable(_heads(query, heads), _heads(key, heads), _heads(value, heads)))
     fused = _fused_with_log_sum_exp(query)
     if fused is None:
         return _attend_joined(query, key, value, heads, layer, branches)
@@ -72,20 +72,35 @@ def _attend_joined(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, layer: str, branches: tuple[Branch, ...]
 ) -> torch.Tensor:
     """The same with own and reference tokens joined: differentiable, and for devices without log-sum-exp."""
-    attended = F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads))
-    parts = list(attended.split(1))  # B x (1, heads, T, dim)
+    parts: dict[int, torch.Tensor] = {}
     for branch in branches:
         reference_key, reference_value = _layer_of(branch, layer, query)
         rows = range(query.shape[0])[branch.rows]
-        joined = F.scaled_dot_product_attention(
+        joined = _differentiable(
             _heads(query[branch.rows], heads),
             _heads(torch.cat([key[branch.rows], reference_key.expand(len(rows), -1, -1)], dim=1), heads),
             _heads(torch.cat([value[branch.rows], reference_value.expand(len(rows), -1, -1)], dim=1), heads),
-            attn_mask=_copies_bias(branch.copies, key.shape[1], reference_key),
+            _copies_bias(branch.copies, key.shape[1], reference_key),
         )
-        for row, part in zip(rows, joined.split(1), strict=True):
-            parts[row] = part
-    return _tokens(torch.cat(parts))
+        parts |= dict(zip(rows, joined.split(1), strict=True))  # (1, heads, T, dim) each
+    alone = [row for row in range(query.shape[0]) if row not in parts]
+    if alone:
+        own = _differentiable(*(_heads(part[alone], heads) for part in (query, key, value)))
+        parts |= dict(zip(alone, own.split(1), strict=True))
+    return _tokens(torch.cat([parts[row] for row in range(query.shape[0])]))
+
+
+def _differentiable(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of (B, heads, T, dim) with a gradient; in bf16 on the CPU by plain products, in half the time."""
+    if bias is not None or query.device.type != "cpu" or query.dtype != torch.bfloat16 or not blocks.multiplies_bf16():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    with torch.autocast("cpu", enabled=False):
+        scaled = query.flatten(0, 1) * query.shape[3] ** -0.5
+        weights = torch.bmm(scaled, key.flatten(0, 1).transpose(1, 2)).softmax(2)
+        attended: torch.Tensor = torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return attended
 
 
 def _multiplies_in_bf16(query: torch.Tensor) -> bool:

@@ -28,6 +28,7 @@ from facefix.errors import UsageError
 from facefix.networks import blocks
 from facefix.networks.attention import _attend
 from facefix.networks.reference_cache import Branch, KeyValue, ReferenceCache, ReferenceEncoding
+from facefix.networks.rope import RotaryCode
 
 Recorded = dict[str, KeyValue]
 """where the layers of a reference pass leave their keys and values"""
@@ -46,12 +47,15 @@ def attention_layers(unet: UNet2DModel) -> dict[str, Attention]:
     }
 
 
-def install_cachekv(unet: UNet2DModel) -> UNet2DModel:
+def install_cachekv(unet: UNet2DModel, rotary: RotaryCode | None = None) -> UNet2DModel:
     """Give every self-attention layer of the denoiser the processor that can read references; return the denoiser.
 
-    Without references it computes what diffusers' own processor does. Doing it twice changes nothing.
+    Without references and position code it computes what diffusers' own processor does. Doing it twice changes nothing.
+
+    Args:
+        rotary: position code of queries and keys, own and references'; none in the published model.
     """
-    _install(attention_layers(unet))
+    _install(attention_layers(unet), rotary)
     return unet
 
 
@@ -61,10 +65,10 @@ def install_attention(autoencoder: VQModel) -> VQModel:
     return autoencoder
 
 
-def _install(layers: Mapping[str, Attention]) -> None:
+def _install(layers: Mapping[str, Attention], rotary: RotaryCode | None = None) -> None:
     for name, layer in layers.items():
-        if not isinstance(layer.processor, CacheKVAttnProcessor):
-            layer.set_processor(CacheKVAttnProcessor(name))
+        if not isinstance(layer.processor, CacheKVAttnProcessor) or layer.processor.rotary != rotary:
+            layer.set_processor(CacheKVAttnProcessor(name, rotary))
 
 
 def reference_pass(
@@ -197,11 +201,11 @@ def _copied(rows: torch.Tensor, count: int) -> torch.Tensor:
 class CacheKVAttnProcessor:
     """diffusers attention processor: self-attention that can record its keys and values, or read references.
 
-    It holds nothing but its layer's name; what to read or where to record comes with each call.
+    It holds nothing but its layer's name and position code; what to read or where to record comes with each call.
     """
 
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
+    def __init__(self, layer: str, rotary: RotaryCode | None = None) -> None:
+        self.layer, self.rotary = layer, rotary
 
     def __call__(
         self,
@@ -222,6 +226,8 @@ class CacheKVAttnProcessor:
         else:
             tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (B, T, C)
         query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)  # (B, T, C)
+        if self.rotary is not None:
+            query, key = (self.rotary.rotate(x, height, width, attn.heads) for x in (query, key))
 
         if recorded is not None:
             recorded[self.layer] = (key, value)

@@ -256,9 +256,7 @@ class SurvivalTraining(Section):
     watching: Watching = Watching()
 
 
-Training = TypeVar("Training", AutoencoderTraining, DenoiserTraining, LandmarkTraining, SurvivalTraining)
-
-AnyTraining = AutoencoderTraining | DenoiserTraining | LandmarkTraining | SurvivalTraining
+Training = TypeVar("Training", bound=Section)
 
 
 def read_config(path: Path, kind: type[Training]) -> Training:
@@ -291,6 +289,6 @@ def _absolute(section: Any, base: Path) -> Any:
     return section
 
 
-def write_config(config: AnyTraining, path: Path) -> None:
+def write_config(config: Section, path: Path) -> None:
     """Write a configuration as YAML that :func:`read_config` reads back."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

@@ -139,6 +139,9 @@ class Leg:
             self._load(self.run.resume(self.config, self.device))
         else:
             self.run.start(self.config)
+        return self._loop()
+
+    def _loop(self) -> Outcome:
         schedule, watching = self.config.schedule, self.config.watching
         began, before = time.monotonic(), self.seconds
         with stopping(Stop()) as stop, _progress(schedule.steps, self.step) as show:
@@ -153,7 +156,7 @@ class Leg:
                 if self.step % watching.sheet_steps == 0:
                     self._watch()
                 leg_over = schedule.leg_minutes and time.monotonic() - began > 60 * schedule.leg_minutes
-                if stop or leg_over:
+                if self._agreed(bool(stop or leg_over)):
                     break
         self._save()
         finished = self._finished()
@@ -162,10 +165,14 @@ class Leg:
         self.task.save(self._mean_network(), self.run.model)
         return Outcome(self.step, finished, self.seconds / 60)
 
+    def _agreed(self, stop: bool) -> bool:
+        """Whether this leg ends after the step."""
+        return stop
+
     def _progress(self) -> float:
         schedule = self.config.schedule
         by_time = self.seconds / (60 * schedule.minutes) if schedule.minutes else 0.0
-        return max(self.step / schedule.steps, by_time)
+        return float(max(self.step / schedule.steps, by_time))
 
     def _finished(self) -> bool:
         return self._progress() >= 1
@@ -229,6 +236,7 @@ class Leg:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.task.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        self.average.decay = self.config.schedule.ema_decay
         self.optimisers.load_state_dict(state["optimisers"])
         self.task.load_state_dict(state["task"])
 

@@ -8,6 +8,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,13 +16,14 @@ from PIL import Image
 from facefix.errors import UsageError
 from facefix.files.atomic import replacing
 from facefix.training.checkpoint import load_checkpoint
-from facefix.training.config import AnyTraining, write_config
+from facefix.training.config import write_config
 
-Config = AnyTraining
+Config = Any
+"""a configuration of training: a Section with ``run``, ``seed``, ``schedule`` and ``machine``"""
 Sheet = Sequence[Sequence[torch.Tensor]]
 """rows of pictures, each (3, S, S) in [-1, 1]"""
 
-LENGTH_KEYS = ("run", "watching", "machine", "schedule")
+LENGTH_KEYS = ("run", "watching", "machine", "schedule", "processes", "records")
 """Parts of a configuration that may change between the legs of a run."""
 
 

@@ -14,6 +14,7 @@ from facefix.datasets.augment import PUBLISHED, SAME_PICTURE, augment
 from facefix.datasets.faces import find_faces, hold_out, load_pixels, read_mapping
 from facefix.datasets.sources import Faces
 from facefix.errors import UsageError
+from facefix.methods.patches.config import PatchTraining
 from facefix.networks.images import to_network
 from facefix.training.config import (
     AutoencoderTraining,
@@ -139,6 +140,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         "autoencoder": AutoencoderTraining,
         "landmarks": LandmarkTraining,
         "survival": SurvivalTraining,
+        "patches": PatchTraining,
     }
     kind: Any = next((kind for name, kind in kinds.items() if name in path.name), DenoiserTraining)
     assert read_config(path, kind).schedule.steps > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -47,6 +47,8 @@ class Task:
     """(B, 3, S, S) pictures that a method starts from in place of the LQ faces, where it has any"""
     guide_latents: torch.Tensor | None = None
     """(B, 8, h, w)"""
+    said: dict[str, torch.Tensor] = field(default_factory=dict)
+    """what a denoiser's last prediction says beside the latents"""
 
 
 class ReFLDMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not followed

@@ -252,7 +252,7 @@ def test_windows_end_when_the_configuration_says() -> None:
 
 def test_wrong_configurations(material: Path, prior: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="kind"):
-        read_config(CONFIGS / "interlcm-small.yaml", PriorTraining)  # type: ignore[type-var]
+        read_config(CONFIGS / "interlcm-small.yaml", PriorTraining)
     with pytest.raises(ValidationError, match="adversarial_after"):
         restorer_config(material, tmp_path / "run", prior, losses={"adversarial_after": 2.0})
     with pytest.raises(CheckpointError, match="face prior"):
