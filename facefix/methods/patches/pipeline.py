@@ -160,12 +160,12 @@ class PatchPipeline(ReFLDMPipeline):
         found = self.patches.predict(task.unet, noisy, task.lq, task.guide_latents, timestep, branches, copies=copies)
         task.said["detail"] = found.detail[-len(task.lq) :]  # the conditional branch's
         residual: torch.Tensor = found.residual
-        assert isinstance(residual, torch.Tensor)
         return residual
 
     def _latents(self, task: Task, sample: torch.Tensor) -> torch.Tensor:
         """The LQ faces' latents and the residual at its scale."""
-        return task.lq.float() + (sample * self.config.latent_scale).float()
+        latents: torch.Tensor = task.lq.float() + (sample * self.config.latent_scale).float()
+        return latents
 
     def _images(self, task: Task, latents: torch.Tensor) -> torch.Tensor:
         """Decoded, with the guides' finest detail, in the photo's own tone."""
