@@ -77,6 +77,7 @@ def test_a_moved_reference_is_told_apart_only_with_positions() -> None:
     assert float((results[0] - results[1]).abs().max()) > 1e-4
 
 
+@torch.no_grad()
 def test_new_layers_look_at_their_own_place() -> None:
     network = unet(CODE)
     layer = next(iter(attention_layers(network).values()))
