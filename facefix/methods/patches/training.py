@@ -27,14 +27,12 @@ from facefix.networks.landmarks import LandmarkNetwork
 from facefix.networks.patches import Patches, initialise, patch_unet_config
 from facefix.networks.reference_cache import Branch, ReferenceCache
 from facefix.networks.rope import RotaryCode
-from facefix.networks.schedule import PUBLISHED_SCHEDULE, ddim_scheduler, published_alphas_cumprod
+from facefix.networks.schedule import ddim_scheduler
 from facefix.networks.survival import SurvivalNetwork
 from facefix.training.loop import Moment, Outcome, autocast
-from facefix.training.noise import NoiseSchedule
+from facefix.training.noise import TIMESTEPS, NoiseSchedule
 from facefix.training.parallel import ParallelLeg, run_parallel
 from facefix.training.runs import Sheet
-
-_TIMESTEPS = 1000
 
 
 class PatchTask:
@@ -53,8 +51,7 @@ class PatchTask:
         self.inside, self.outside = hold_out(self.faces, config.held_out, config.seed)
         self.good = np.load(config.bank / "good.npy", mmap_mode="r")
         self.draws = Draws(self.good, open_records(config.bank), self.faces, self.inside, config.drawing)
-        alphas = published_alphas_cumprod(PUBLISHED_SCHEDULE["beta_start"], PUBLISHED_SCHEDULE["beta_end"], _TIMESTEPS)
-        self.noise = NoiseSchedule(alphas.to(device))
+        self.noise = NoiseSchedule.published(device)
         self.large = np.load(config.bank / "sizes.npy") >= FULL_PX
         self.terms = WindowTerms(
             config.objective.decoded, self.autoencoder, self.faces, self.draws.records, config.machine
@@ -170,7 +167,7 @@ def grouped_branches(unet: UNet2DModel, patches: Patches, batch: Samples, share:
 def _timesteps(count: int, high: float, generator: torch.Generator) -> Tensor:
     """t = 1000 u^(1/high): the larger ``high``, the noisier."""
     uniform = torch.rand(count, generator=generator)
-    return (_TIMESTEPS * uniform ** (1 / high)).long().clamp_max(_TIMESTEPS - 1)
+    return (TIMESTEPS * uniform ** (1 / high)).long().clamp_max(TIMESTEPS - 1)
 
 
 def train_patches(config: PatchTraining, *, resume: bool = False) -> Outcome:
